@@ -1,0 +1,1 @@
+"""The claims of each paper, in the same place as its method."""

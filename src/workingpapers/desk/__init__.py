@@ -1,0 +1,1 @@
+"""The desk: catalogue, claim, verdict, store, runners, search, listing import, report."""
