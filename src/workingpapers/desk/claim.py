@@ -30,7 +30,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -283,10 +283,8 @@ def _start_peak(cuda: Any) -> float:
         cuda.synchronize()
         cuda.reset_peak_memory_stats()
         return float(cuda.memory_allocated())
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: makes VmHWM start again from VmRSS
-    except OSError:
-        pass
     return _peak(None)
 
 
