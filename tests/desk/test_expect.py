@@ -9,7 +9,7 @@ from scipy import stats
 
 from workingpapers.desk.expect import Table, always, close, faster, higher, lower, slope, worst
 
-from workingpapers.desk.expect import _holm_intervals, _p_value, _Sample, _t_interval  # isort: skip
+from workingpapers.desk.expect import _holm_intervals, _p_value, _Sample, t_interval  # isort: skip
 
 
 def contest(ours, theirs, *, sizes=(1,), name="DAGMA"):
@@ -46,7 +46,7 @@ class TestIntervals:
     def test_coverage_is_nominal_from_five_seeds_up(self, draw, mean, n):
         rng = np.random.default_rng(0)
         runs = 4000
-        intervals = [_t_interval(draw(rng, n).tolist(), 0.95) for _ in range(runs)]
+        intervals = [t_interval(draw(rng, n).tolist(), 0.95) for _ in range(runs)]
         covered = sum(low <= mean <= high for low, high in intervals)
         # 0.95 give or take four standard errors, and one point for the distributions that are not normal
         assert abs(covered / runs - 0.95) < 0.01 + 4 * math.sqrt(0.95 * 0.05 / runs)
@@ -66,7 +66,7 @@ class TestIntervals:
         expected = stats.ttest_1samp(sample, 0.1)
         assert _p_value(sample.tolist(), 0.1) == pytest.approx(expected.pvalue, rel=1e-10)
         interval = expected.confidence_interval(0.95)
-        assert _t_interval(sample.tolist(), 0.95) == pytest.approx((interval.low, interval.high), rel=1e-10)
+        assert t_interval(sample.tolist(), 0.95) == pytest.approx((interval.low, interval.high), rel=1e-10)
 
     def test_holm_keeps_the_family_wise_error(self):
         rng = np.random.default_rng(2)
@@ -101,7 +101,7 @@ class TestVerdicts:
         for _ in range(300):
             shared = rng.normal(size=(5, 1)) + 0.1 * rng.normal(size=(5, 8))
             held += only(expectation.judge(contest(shared, np.zeros((5, 8)), sizes=range(8)))).verdict == "holds"
-            naive += _t_interval(shared.ravel().tolist(), 0.95)[1] < 0
+            naive += t_interval(shared.ravel().tolist(), 0.95)[1] < 0
         assert held / 300 < 0.05
         assert naive / 300 > 0.2
 

@@ -1,0 +1,3 @@
+from workingpapers.cli import main
+
+raise SystemExit(main())
