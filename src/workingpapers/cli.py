@@ -230,7 +230,7 @@ def _measure(options: argparse.Namespace, kind: str) -> int:
     outcomes: list[Outcome] = []
     try:
         pool = Pool(jobs=options.jobs, timeout=options.timeout, on=options.on)
-    except (ValueError, ImportError) as refused:
+    except (ValueError, ImportError, ConnectionError) as refused:
         raise UsageError(str(refused)) from refused
     try:
         with Store(options.store) as store, pool:

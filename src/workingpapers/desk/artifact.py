@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
 import sys
 import warnings
@@ -23,7 +24,7 @@ import numpy as np
 import platformdirs
 from filelock import FileLock
 
-from workingpapers.desk.source import shared_fingerprint
+from workingpapers.desk.source import function_fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,7 @@ def artifact(build: Callable[P, Built]) -> Callable[P, Built]:
     Raises
     ------
     TypeError : `build` is not such a function, or is called with, or returns, something else.
+    ValueError : an argument is NaN or infinite.
 
     Warns
     -----
@@ -76,7 +78,9 @@ def artifact(build: Callable[P, Built]) -> Callable[P, Built]:
         for argument, value in bound.arguments.items():
             if not isinstance(value, str | int | float | bool):
                 raise TypeError(f"{argument} of the artifact {name} must be str, int, float or bool, got {value!r}")
-        key = json.dumps([name, bound.arguments, shared_fingerprint(inspect.getfile(build))], sort_keys=True)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{argument} of the artifact {name} must be finite, got {value!r}")
+        key = json.dumps([name, bound.arguments, function_fingerprint(build)], sort_keys=True)
         stem = cache_directory() / f"{name.rpartition('.claims.')[2]}-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
         arrays = _read(stem)
         if arrays is None:
@@ -132,15 +136,18 @@ def _write(stem: Path, arrays: Any, name: str) -> None:
 
 
 def _checked_suffix(arrays: Any, name: str) -> str:
-    wanted = f"the artifact {name} must return a dict of torch tensors or a dict of NumPy arrays"
-    if not isinstance(arrays, dict) or not arrays or not all(isinstance(key, str) for key in arrays):
-        raise TypeError(f"{wanted}, got {type(arrays).__name__}{' with keys ' + repr([*arrays]) if arrays else ''}")
-    torch = sys.modules.get("torch")  # whoever returns a tensor has imported torch
-    if torch is not None and all(isinstance(value, torch.Tensor) for value in arrays.values()):
-        return ".safetensors"
-    if all(isinstance(value, np.ndarray) and not value.dtype.hasobject for value in arrays.values()):
-        return ".npz"
-    raise TypeError(f"{wanted}, got {', '.join(f'{key}: {_type(value)}' for key, value in arrays.items())}")
+    if isinstance(arrays, dict) and arrays and all(isinstance(key, str) for key in arrays):
+        torch = sys.modules.get("torch")  # whoever returns a tensor has imported torch
+        if torch is not None and all(isinstance(value, torch.Tensor) for value in arrays.values()):
+            return ".safetensors"
+        if all(isinstance(value, np.ndarray) and not value.dtype.hasobject for value in arrays.values()):
+            return ".npz"
+    given = type(arrays).__name__
+    if isinstance(arrays, dict):
+        given = "{" + ", ".join(f"{key!r}: {_type(value)}" for key, value in arrays.items()) + "}"
+    raise TypeError(
+        f"the artifact {name} must return a dict of torch tensors or a dict of NumPy arrays, named by str, got {given}"
+    )
 
 
 def _type(value: Any) -> str:

@@ -236,7 +236,7 @@ def _paper(field: str, slug: str, row: Any) -> Paper:
         if not _DATE.fullmatch(date):
             raise wrong(f"a date must look like 'Mar 11', got {date!r}", "listings")
     for name in row["names"]:
-        if not all(part.isidentifier() for part in name.split(".")):
+        if not name.isidentifier():
             raise wrong(f"must be names that Python can import, got {name!r}", "names")
 
     lists = {key: tuple(row[key]) for key in _LISTS}

@@ -326,7 +326,7 @@ class Slope(Expectation):
         fits = [_power_law(group, self.over, self.metric) for group in groups]
         exponents = [fit for fit in fits if fit is not None]
         sample = _Sample(tuple(exponents), note)
-        interval = _t_interval(sample.values, CONFIDENCE)
+        interval = t_interval(sample.values, CONFIDENCE)
         if interval is None:
             note = note or f"{len(exponents)} seeds are too few, {MIN_REPLICATES} are needed"
             measured = sample.mean if exponents else None
@@ -492,7 +492,7 @@ class _Sample:
         return sum(self.values) / len(self.values)
 
 
-def _t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
     """Student's t interval of the mean: mean -/+ t_{n-1} s / sqrt(n); None below `MIN_REPLICATES` values."""
     n = len(values)
     if n < MIN_REPLICATES:
@@ -531,7 +531,7 @@ def _holm_intervals(samples: Sequence[_Sample], null: float) -> list[tuple[float
         if not stopped:
             level = (1 - CONFIDENCE) / (len(samples) - rank)
             stopped = _p_value(samples[i].values, null) > level
-        intervals[i] = _t_interval(samples[i].values, 1 - level)
+        intervals[i] = t_interval(samples[i].values, 1 - level)
     return intervals
 
 
