@@ -445,11 +445,11 @@ def test_the_description_of_a_paper_finds_that_paper(working):
 
 def test_a_rare_word_says_more_than_a_common_one(working):
     known = {
-        slug: Paper(slug, title, "control", f"control.{slug}", "", "", ("Mar 11",), (slug,), "Does things.")
-        for slug, title in [("a", "Tides in Ponds"), ("b", "Gradients in Sand"), ("c", "Gradients in Hills")]
+        slug: Paper(slug, title, "control", f"control.{slug}", f"2401.0000{slug}", "", (), (slug,), "Does things.")
+        for slug, title in [("z", "Tides in Ponds"), ("b", "Gradients in Sand"), ("c", "Gradients in Hills")]
     }
     (found,) = match(Listing("Mar 11", (Entry("Gradients and Tides", "New."),), "page"), known)
-    assert [slug for slug, _ in found.nearest] == ["a", "b", "c"]
+    assert [slug for slug, _ in found.nearest] == ["z", "b", "c"]
 
 
 def test_matching_against_an_empty_catalogue():
