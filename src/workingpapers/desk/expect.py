@@ -213,7 +213,8 @@ class Comparison(Expectation):
         direction = "below" if self.sign < 0 else "above"
         against = f"{other:g}" if isinstance(other, int | float) else other
         if self.factor is not None:
-            return f"{self.metric} of {self.ours} {direction} {self.factor:g} times that of {against}{label} (ratio)"
+            times = "" if self.factor == 1 else f"{self.factor:g} times "
+            return f"{self.metric} of {self.ours} {direction} {times}that of {against}{label} (ratio)"
         by = "" if self.margin == 0 else f", margin {self.margin:+g}"
         return f"{self.metric} of {self.ours} {direction} {against}{label}{by} (difference)"
 
@@ -227,7 +228,8 @@ class Faster(Comparison):
 
     def _words(self, label: str, other: str | float) -> str:
         assert self.factor is not None
-        return f"{self.ours} at least {1 / self.factor:g} times as fast as {other}{label} (speed-up)"
+        demand = "faster than" if self.factor == 1 else f"at least {1 / self.factor:g} times as fast as"
+        return f"{self.ours} {demand} {other}{label} (speed-up)"
 
 
 def lower(
