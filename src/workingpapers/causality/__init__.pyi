@@ -1,0 +1,14 @@
+from .colide import CoLiDE as CoLiDE
+from .colide import DAGMALinear as DAGMALinear
+from .colide import GolemEV as GolemEV
+from .colide import GolemNV as GolemNV
+from .colide import SortNRegress as SortNRegress
+from .graphs import DAGMetrics as DAGMetrics
+from .graphs import dag_metrics as dag_metrics
+from .graphs import sample_linear_sem as sample_linear_sem
+from .graphs import simulate_dag as simulate_dag
+from .graphs import simulate_linear_sem as simulate_linear_sem
+from .graphs import to_cpdag as to_cpdag
+from .graphs import to_dag as to_dag
+from .graphs import topological_order as topological_order
+from .graphs import varsortability as varsortability
