@@ -40,7 +40,9 @@ def test_its_public_names_import_and_are_documented(paper):
 
 
 def test_its_module_says_where_it_comes_from(paper):
-    text = "\n".join(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in method_files(paper))
+    text = "\n".join(
+        ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in method_files(paper)
+    )
     assert paper.title.split(":")[0] in " ".join(text.split())
 
 

@@ -56,7 +56,7 @@ class CatalogueError(ValueError):
     """A malformed row; the message names the file, the paper and the key."""
 
 
-class UnknownPaper(LookupError):  # noqa: N818 - it reads as what it says: raise UnknownPaper
+class UnknownPaper(LookupError):
     """No paper has this slug; the message suggests the nearest ones."""
 
 

@@ -30,7 +30,7 @@ from workingpapers.common.validation import check_finite, check_integer, check_n
 MAX_RESTARTS = 20  # of one stage; the authors' code restarts without a limit
 
 
-class LinearDAGEstimator(BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
+class LinearDAGEstimator(BaseEstimator, ABC):
     """Base of the estimators of x = W' x + z from the covariance of x alone.
 
     A concrete class has a parameter `threshold` and says how W is estimated. After `fit` or `fit_cov`:
