@@ -36,14 +36,9 @@ def svg(figure: Mapping[str, Any]) -> str:
         _dress(axes, figure, panel)
     handles, labels = next((found for axes in grid.flat if (found := axes.get_legend_handles_labels())[0]), ([], []))
     if len(names) > 1:
+        columns = max(1, min(4, 64 // (8 + max(len(label) for label in labels))))  # as many as fit side by side
         drawing.legend(
-            handles,
-            labels,
-            loc="outside lower center",
-            ncols=min(4, len(names)),
-            frameon=False,
-            labelcolor=INK,
-            fontsize=9,
+            handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, fontsize=9
         )
     return _written(drawing)
 

@@ -1,0 +1,10 @@
+from .compeft import ComPEFTTuner as ComPEFTTuner
+from .compeft import TernaryUpdate as TernaryUpdate
+from .compeft import compress as compress
+from .compeft import compress_file as compress_file
+from .compeft import from_peft as from_peft
+from .compeft import inspect_file as inspect_file
+from .compeft import into_peft as into_peft
+from .compeft import merge as merge
+from .compeft import pack_file as pack_file
+from .compeft import unpack_file as unpack_file

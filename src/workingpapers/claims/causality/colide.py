@@ -90,7 +90,7 @@ def shd_by_variance(cell: Cell, variances: list[float]) -> list[Row]:
 
 FIXED_PENALTY: dict[str, Any] = {
     "nodes": scales(smoke=[10], laptop=[30], paper=[100, 200]),
-    "seed": seeds(smoke=8, laptop=12, paper=10),
+    "seed": seeds(smoke=8, laptop=8, paper=10),
     "method": [f"{name}, {schedule}" for schedule in SCHEDULES for name in ("CoLiDE-EV", "DAGMA")],
 }
 

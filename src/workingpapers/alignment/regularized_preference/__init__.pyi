@@ -1,0 +1,10 @@
+from .losses import RPOLoss as RPOLoss
+from .losses import RPOOutput as RPOOutput
+from .losses import dpo_losses as dpo_losses
+from .minimax import RPOSolution as RPOSolution
+from .minimax import policy_probs as policy_probs
+from .minimax import rpo_minimax as rpo_minimax
+from .report import OveroptimizationReport as OveroptimizationReport
+from .report import overoptimization_report as overoptimization_report
+from .trainer import RPOConfig as RPOConfig
+from .trainer import RPOTrainer as RPOTrainer
