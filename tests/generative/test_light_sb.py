@@ -338,7 +338,7 @@ def test_warm_start_follows_a_decreasing_epsilon(truth):
     annealed.set_params(max_iter=30, lr="auto").fit(x0, x1)
     cold = LightSB(6, 0.5, init_scale=1.0, max_iter=30, random_state=0).fit(x0, x1)
     assert annealed.score(x0, x1) > cold.score(x0, x1)
-    with pytest.raises(ValueError, match="warm_start continues a fit with .*6.*, got .*7"):
+    with pytest.raises(ValueError, match=r"warm_start continues a fit with .*6.*, got .*7"):
         annealed.set_params(n_components=7).fit(x0, x1)
 
 
@@ -468,7 +468,7 @@ def test_bad_queries_are_named(fitted):
         fitted.sample(np.zeros((3, 3)))
     with pytest.raises(ValueError, match="t must be at least 0 and below 1"):
         fitted.drift(X, 1.0)
-    with pytest.raises(ValueError, match="t must be at least 0 and below 1, got -0.1 to 0.5"):
+    with pytest.raises(ValueError, match=r"t must be at least 0 and below 1, got -0\.1 to 0\.5"):
         fitted.drift(X, [0.0, 0.5, -0.1])
     with pytest.raises(ValueError, match=r"t must be a number or have shape \(3,\), got shape \(2,\)"):
         fitted.drift(X, [0.0, 0.5])

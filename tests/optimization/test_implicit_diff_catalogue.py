@@ -135,19 +135,23 @@ def test_proximal_gradient_of_the_elastic_net():
 
 def test_blocks_have_their_own_prox_parameters_and_steps():
     theta = (random(4, 4), 3 * random(4, seed=1))
-    f = lambda x, theta: quadratic(torch.cat([x[0], x[1]]), theta)  # noqa: E731
-    fixed_point = optimality.block_proximal_gradient(f, [prox.lasso, prox.nonnegative_lasso], steps=[0.12, 0.1])
 
-    def of(first, second):
-        start = (torch.zeros(2).double(), torch.zeros(2).double())
-        solver = custom_fixed_point(fixed_point)(functools.partial(iterate, fixed_point))
-        return torch.cat(solver(start, theta, (first, second)))
+    def f(x, theta):
+        return quadratic(torch.cat(x), theta)
 
+    def both(v, strengths, step):
+        return torch.cat([prox.lasso(v[:2], strengths[0], step), prox.nonnegative_lasso(v[2:], strengths[1], step)])
+
+    whole = optimality.proximal_gradient(quadratic, both, step=0.12)
+    blocks = optimality.block_proximal_gradient(f, [prox.lasso, prox.nonnegative_lasso], steps=[0.5, 0.2])
     strengths = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.2, 0.3)]
-    assert gradcheck(of, strengths)
-    whole = optimality.block_proximal_gradient(f, [prox.none, prox.none], steps=[0.1, 0.1])
-    x = (random(2), random(2, seed=3))
-    close(torch.cat(whole(x, theta)), optimality.proximal_gradient(quadratic, prox.none, step=0.1)(torch.cat(x), theta))
+    with torch.no_grad():
+        x = iterate(whole, torch.zeros(4).double(), theta, strengths)
+    in_blocks = custom_fixed_point(blocks, check=1e-8)(lambda init, theta, strengths: (x[:2], x[2:]))
+    found = torch.cat(in_blocks(None, theta, strengths))
+    expected = custom_fixed_point(whole)(lambda init, theta, strengths: x)(None, theta, strengths)
+    for i in range(4):
+        close(*(torch.autograd.grad(y[i], strengths, retain_graph=True) for y in (found, expected)))
 
 
 def test_newton_has_the_derivative_of_the_root_and_a_perfectly_conditioned_system():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from workingpapers.common.validation import require
 from workingpapers.data.source import Dataset, packaged_file
 

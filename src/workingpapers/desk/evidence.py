@@ -133,12 +133,14 @@ def _measurements(outcome: Any) -> dict[str, Any]:
     from workingpapers.desk.check import finite_json
 
     table, replicate = outcome.table, outcome.table.replicate
-    frame = table.frame.groupby("cell").tail(1)
-    keys = [axis for axis in table.axes if axis != replicate]
+    # a measurement may return a row for each method instead of having them on an axis
+    inner = [table.contest] if table.contest in table.frame.columns and table.contest not in table.axes else []
+    frame = table.frame.groupby(["cell", *inner]).tail(1)
+    keys = [axis for axis in table.axes if axis != replicate] + inner
     metrics = [
         column
         for column in frame.select_dtypes(["number", "bool"]).columns
-        if column not in table.axes and column != "cell"
+        if column not in keys and column not in (replicate, "cell")
     ]
     rows = []
     for values, group in frame.groupby(keys, sort=False) if keys else [((), frame)]:
@@ -148,7 +150,7 @@ def _measurements(outcome: Any) -> dict[str, Any]:
             + [[_short(numbers[m].mean()), _short(numbers[m].std(ddof=1) if len(group) > 1 else 0.0)] for m in metrics]
             + [len(group)]
         )
-    return finite_json({"measurements": {"axes": keys, "metrics": metrics, "rows": rows}})  # type: ignore[no-any-return]
+    return {"measurements": finite_json({"axes": keys, "metrics": metrics, "rows": _plain(rows)})}
 
 
 def _series(outcome: Any) -> dict[str, Any]:
@@ -179,7 +181,7 @@ def _series(outcome: Any) -> dict[str, Any]:
             {"panel": labels.get(plot.each), "name": labels.get(plot.by), "points": _thinned(points, plot.log)}
         )
     shown = {"kind": plot.kind, "x": plot.x, "y": plot.y, "by": plot.by, "log": plot.log, "each": plot.each}
-    return finite_json({"figure": {**shown, "series": _plain(series)}})  # type: ignore[no-any-return]
+    return {"figure": finite_json({**shown, "series": _plain(series)})}
 
 
 def _thinned(points: list[Any], log: str) -> list[Any]:

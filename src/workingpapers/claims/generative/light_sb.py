@@ -70,7 +70,8 @@ def benchmark_samples(truth: LightSBPotential, n: int, seed: int) -> tuple[Tenso
 
 def square_root(matrices: Float[Tensor, "n d d"]) -> Float[Tensor, "n d d"]:
     values, vectors = torch.linalg.eigh(matrices)
-    return (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()[:, None, :]) @ vectors.mT
+    return root
 
 
 def trace(matrices: Float[Tensor, "n d d"]) -> Float[Tensor, " n"]:

@@ -1,8 +1,8 @@
 """Compressing and rebuilding checkpoints on disk, a piece at a time.
 
 Compressing reads a checkpoint four times (six times in float64) and holds the code that comes out and one piece of
-some 10^5 entries; unpacking holds the code and one piece. So the memory needed is that of the packed result and about
-3 MB, however large the checkpoint and its largest tensor.
+some 10^4 entries; unpacking holds the code and one piece. So the memory needed is that of the packed result and about
+2 MB, however large the checkpoint and its largest tensor.
 """
 
 from __future__ import annotations
