@@ -361,6 +361,7 @@ def swiss_roll(n: int, seed: int) -> Float[Tensor, "n 2"]:
         "epsilon": scales(smoke=[0.1], laptop=[0.1, 0.01]),
         "components": scales(smoke=[50], laptop=[100], paper=[500]),
         "steps": scales(smoke=[300], laptop=[3_000], paper=[20_000]),
+        "points": scales(smoke=[500], laptop=[2_000]),
         "seed": seeds(smoke=5, laptop=5, paper=10),
         "method": ["LightSB", "[SF]2M", "fresh roll"],
     },
@@ -371,20 +372,20 @@ def swiss_roll(n: int, seed: int) -> Float[Tensor, "n 2"]:
     plot=bars(x="epsilon", y="energy", by="method"),
 )
 def gaussian_to_swiss_roll(cell: Cell) -> Row:
-    """`energy` is the mean over five pairs of samples of 2,000."""
+    """`energy` is the mean over five pairs of fresh samples."""
     x0, x1 = normal(10_000, 2, cell.seed), swiss_roll(10_000, cell.seed)
     draw: Callable[[int], Tensor]
     with cell.timed():
         if cell.method == "LightSB":
             bridge = LightSB(cell.components, cell.epsilon, max_iter=cell.steps, random_state=cell.seed).fit(x0, x1)
-            draw = lambda seed: bridge.potential_.sample(normal(2_000, 2, seed))  # noqa: E731
+            draw = lambda seed: bridge.potential_.sample(normal(cell.points, 2, seed))  # noqa: E731
         elif cell.method == "[SF]2M":
             sample = bridge_matching(x0, x1, cell.epsilon, steps=cell.steps // 2, seed=cell.seed)
-            draw = lambda seed: sample(normal(2_000, 2, seed))  # noqa: E731
+            draw = lambda seed: sample(normal(cell.points, 2, seed))  # noqa: E731
         else:
-            draw = lambda seed: swiss_roll(2_000, seed)  # noqa: E731
+            draw = lambda seed: swiss_roll(cell.points, seed)  # noqa: E731
     first = 10_000 * (1 + cell.seed)  # of seeds that no training sample has
-    distances = [energy_distance(draw(first + pair), swiss_roll(2_000, first + 5 + pair)) for pair in range(5)]
+    distances = [energy_distance(draw(first + pair), swiss_roll(cell.points, first + 5 + pair)) for pair in range(5)]
     return {"energy": float(np.mean(distances))}
 
 
@@ -411,7 +412,7 @@ def real_classes(name: str) -> tuple[Float[Tensor, "n 10"], Float[Tensor, "m 10"
     published="single cells, a withheld day in 5 components: distance 0.82, level with the best neural methods, in "
     "about a minute on four cores (quoted from memory)",
     grid={
-        "data": ["digits 0 to 1", "blood cells"],
+        "data": scales(smoke=["digits 0 to 1"], laptop=["digits 0 to 1", "blood cells"]),
         "components": [20],
         "steps": scales(smoke=[300], laptop=[2_000], paper=[10_000]),
         "seed": seeds(smoke=5, laptop=8, paper=10),
