@@ -9,6 +9,9 @@ from workingpapers.desk.run import Pool
 from workingpapers.desk.source import load_claims
 from workingpapers.desk.store import Store
 
+# a measurement may look at a solver that has not converged
+pytestmark = pytest.mark.filterwarnings("default::RuntimeWarning")
+
 CLAIMS = [
     pytest.param(paper, claim, id=f"{paper.slug}-{claim.name}")
     for paper in papers().values()
