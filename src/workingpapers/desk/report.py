@@ -69,7 +69,7 @@ def update_readme(readme: Path) -> Path:
 
 def readme_table() -> str:
     """Papers that work, with their verdicts; then how many are listed in each field."""
-    lines = ["| paper | field | claims | speed against the best peer | evidence |", "|---|---|---|---|---|"]
+    lines = ["| paper | field | claims | speed-up over peers | evidence |", "|---|---|---|---|---|"]
     for found in papers().values():
         if status(found) == "working":
             page = _page(found)
@@ -143,8 +143,8 @@ def _speed(benchmarks: Sequence[dict[str, Any]]) -> str:
     ]
     if not found:
         return ""
-    low, high = min(found), max(found)
-    return f"{low:.2g}×" if f"{low:.2g}" == f"{high:.2g}" else f"{low:.2g}× to {high:.2g}×"
+    low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (min(found), max(found)))
+    return f"{low}×" if low == high else f"{low}× to {high}×"
 
 
 def _number(value: float | None) -> str:
