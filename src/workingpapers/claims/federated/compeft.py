@@ -298,7 +298,8 @@ def better_than_pruning_of_equal_size(cell: Cell) -> Row:
 
 @claim(
     paper=PAPER,
-    says="A full fine-tuning residual loses at most 2 points at density 0.3, 13 times smaller, at width 256 and above.",
+    says="A full fine-tuning residual loses at most 1 point at density 0.3, 13 times smaller, at width 256 and above; "
+    "2 points would refute it.",
     published="full fine-tuning residuals of BERT and T5 models keep their accuracy (tables of single tasks)",
     grid={
         "adapter": ["full"],
@@ -307,7 +308,7 @@ def better_than_pruning_of_equal_size(cell: Cell) -> Row:
         "seed": seeds(smoke=5, laptop=8, paper=10),
         "method": ["ComPEFT", "original"],
     },
-    expect=[higher("accuracy", "ComPEFT", than="original", margin=-2.0)],
+    expect=[higher("accuracy", "ComPEFT", than="original", margin=margin) for margin in (-1.0, -2.0)],
     plot=bars(x="width", y="accuracy", by="method"),
 )
 def full_residuals_keep_their_accuracy(cell: Cell) -> Row:
