@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import random
+import sqlite3
 import time
 
 import pytest
@@ -11,7 +13,10 @@ from hypothesis import strategies as st
 
 from workingpapers.desk import search as module
 from workingpapers.desk.catalogue import Paper, papers
+from workingpapers.desk.listed import remove_listing
+from workingpapers.desk.listing import Entry, Listing, Match, import_listing
 from workingpapers.desk.search import Index, emphasise, parts, search, search_claims
+from workingpapers.desk.titles import RANKED, Titles, plain
 
 
 def make(slug: str, title: str = "Untitled", summary: str = "Nothing.", names: tuple[str, ...] = ("thing",), note=""):
@@ -281,3 +286,191 @@ def test_a_search_takes_under_50_ms_with_building_the_index():
             search(query, known)
             seconds.append(time.process_time() - start)
         assert min(seconds) < 0.050
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Imported titles
+
+
+def found_titles(query: str, *titles: str, known: dict[str, Paper] | None = None, **options) -> list[str]:
+    return [hit.title for hit in search(query, known or {}, extra=[(title, "") for title in titles], **options)]
+
+
+def test_of_equal_matches_the_paper_of_the_catalogue_is_first():
+    known = catalogue(make("one", summary="Holds a zeppelin."), make("two", "Balloons"))
+    assert found_titles("zeppelin", "Zeppelin", known=known) == ["Untitled", "Zeppelin"]
+    # a title that has all the words stands before a paper that has only one of them
+    assert found_titles("zeppelin flights", "Zeppelin Flights", known=known) == ["Zeppelin Flights", "Untitled"]
+    assert found_titles("balloon zeppelin", "Zeppelin Flights", known=known)[-1] == "Zeppelin Flights"
+
+
+def test_scores_never_rise_over_both():
+    hits = search("graph learning", papers(), extra=[("Graph Learning", ""), ("On Learning", "")], limit=200)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert any(hit.slug == "" for hit in hits)
+
+
+def test_of_imported_titles_the_one_that_the_query_covers_most_is_first_then_the_newest():
+    titles = ["Zeppelin", "On the History of the Zeppelin in Winter", "Zeppelins", "The Zeppelin"]
+    assert found_titles("zeppelin", *titles) == [titles[2], titles[0], titles[3], titles[1]]
+    assert found_titles("zeppelin", *(f"Zeppelin {chr(97 + i)}" for i in range(9)), limit=2) == [
+        "Zeppelin i",
+        "Zeppelin h",
+    ]
+
+
+def test_the_ranking_looks_at_a_bounded_number_of_the_newest():
+    titles = ["Zeppelin", *["A Zeppelin of Some Other Kind"] * RANKED]
+    assert found_titles("zeppelin", *titles, limit=1) == ["A Zeppelin of Some Other Kind"]
+
+
+def test_abstracts_help_where_titles_are_few():
+    extra = [("Other", "It mentions a zeppelin and its pilot."), ("Zeppelin", "Of nothing.")]
+    hits = search("zeppelin", {}, extra=extra)
+    assert [hit.title for hit in hits] == ["Zeppelin", "Other"]
+    assert marked(hits[1].snippet, hits[1].snippet_spans) == "It mentions a [zeppelin] and its pilot."
+    (hit,) = search("zeppelin pilots", {}, extra=[("A Zeppelin", "and its pilot")])  # words of both together
+    assert hit.title_spans
+    assert hit.snippet_spans
+
+
+def test_any_of_the_words_finds_the_titles_with_the_rarest_most():
+    titles = [*("Graph Learning " + letter for letter in "abcdef"), "Zeppelin Learning", "Zeppelin"]
+    assert found_titles("learning zeppelin submarines ", *titles)[0] == "Zeppelin Learning"
+
+
+def test_docstrings_are_searched_and_shown():
+    known = catalogue(make("one"), make("two", "Hemp"))
+    hits = search("hemp", known, reference={"one": "untangle: Loosens a bight of hemp."})
+    assert [hit.slug for hit in hits] == ["two", "one"]
+    assert marked(hits[1].snippet, hits[1].snippet_spans) == "untangle: Loosens a bight of [hemp]."
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\u202egpj.exe\u2066\u200b\u00ad", "agpj.exe"),
+        ("A" + "\u0301" * 500 + "b", "A\u0301\u0301\u0301b"),
+        ("x\x00\x1b[31m\x85y\u2028z", "x [31m y z"),
+        ("a" * 500, "a" * 29 + "…"),
+        ("<b> & \N{PILE OF POO} é", "<b> & \N{PILE OF POO} é"),
+    ],
+)
+def test_a_strangers_text_is_shown_plainly(text, shown):
+    assert plain(text, 30) == shown
+
+
+@pytest.fixture
+def store(tmp_path):
+    connection = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+    yield connection
+    connection.close()
+
+
+def put(store, date, *titles, moment=""):
+    entries = tuple(Entry(title, "An abstract.") for title in titles)
+    return import_listing(
+        store, Listing(date, entries, "by hand"), [Match(entry, None, []) for entry in entries], moment
+    )
+
+
+def titles_in(titles, query):
+    return sorted(hit.title for hit in Index({}, titles=titles).search(query))
+
+
+def test_the_index_follows_the_store(store, tmp_path):
+    with Titles(tmp_path / "titles.sqlite") as titles:
+        assert titles.sync(store) == 0
+        put(store, "Mar 11", "Zeppelin One", "Zeppelin Two")
+        put(store, "Mar 12", "Zeppelin Three")
+        assert titles.sync(store) == 3
+        assert titles.sync(store) == 0
+        assert titles_in(titles, "zeppelin") == ["Zeppelin One", "Zeppelin Three", "Zeppelin Two"]
+        assert put(store, "Mar 11", "Zeppelin Two", "Zeppelin Four") == 1
+        assert titles.sync(store) == 1  # the others stay as they are
+        assert remove_listing(store, "Mar 11") == 3
+        put(store, "Mar 11", "Zeppelin Five", "Zeppelin Six", "Zeppelin Seven")  # as many as there were
+        assert titles.sync(store) == 6
+        assert titles_in(titles, "zeppelin") == ["Zeppelin Five", "Zeppelin Seven", "Zeppelin Six", "Zeppelin Three"]
+        remove_listing(store, "Mar 12")
+        assert titles.sync(store) == 1
+
+
+def test_what_one_reader_imported_can_be_removed_alone(store):
+    put(store, "Mar 11", "One", moment="2030-01-01T00:00:00")
+    put(store, "Mar 11", "Two", moment="2030-01-02T00:00:00")
+    assert remove_listing(store, "Mar 11", ["2030-01-01T00:00:00"]) == 1
+    assert store.execute("SELECT title FROM listed").fetchall() == [("Two",)]
+
+
+def test_a_store_from_before_there_were_versions_is_indexed(store, tmp_path):
+    put(store, "Mar 11", "Zeppelin")
+    store.execute("DROP TABLE listed_versions")
+    with Titles(tmp_path / "titles.sqlite") as titles:
+        assert titles.sync(store) == 1
+        put(store, "Mar 11", "Another Zeppelin")
+        assert titles.sync(store) == 1
+
+
+@pytest.mark.parametrize("content", [b"damaged", b"SQLite format 3\0" + bytes(84), "another version"])
+def test_a_useless_index_is_made_again(store, tmp_path, content):
+    path = tmp_path / "titles.sqlite"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        with sqlite3.connect(path) as other:
+            other.execute("PRAGMA user_version = 99")
+        other.close()
+    put(store, "Mar 11", "Zeppelin")
+    with Titles(path) as titles:
+        titles.sync(store)
+        assert titles_in(titles, "zeppelin") == ["Zeppelin"]
+
+
+def test_two_processes_that_index_at_once_index_every_paper_once(store, tmp_path):
+    put(store, "Mar 11", "Zeppelin")
+    with Titles(tmp_path / "titles.sqlite") as one, Titles(tmp_path / "titles.sqlite") as two:
+        stale = {"Mar 11": ""}
+        one.sync(store)
+        two._sync_date(store, "Mar 11", stale["Mar 11"])  # it looked before the other was done
+        assert one.count() == two.count() == 1
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """100,000 titles of the words of the catalogue."""
+    words = " ".join(paper.title + " " + paper.summary for paper in papers().values()).split()
+    rng = random.Random(0)
+    with Titles(tmp_path_factory.mktemp("many") / "titles.sqlite") as titles:
+        titles.add((" ".join(rng.choices(words, k=rng.randint(5, 14))), "") for _ in range(100_000))
+        yield Index(papers(), titles=titles)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("s", "a", "tr", "the", "learning", "models of the learning of a", "difusion modles x"),
+        *("learning xylophone model of network training", "https://arxiv.org/abs/2310.02895"),
+    ],
+)
+def test_a_search_takes_under_100_ms_with_100_000_titles(many, query):
+    for end in range(1, len(query) + 1):
+        seconds = []
+        for _ in range(3):
+            start = time.process_time()
+            many.search(query[:end], limit=200)
+            seconds.append(time.process_time() - start)
+            if seconds[-1] < 0.100:
+                break
+        assert min(seconds) < 0.100, query[:end]
+
+
+def test_100_000_titles_do_not_hide_the_catalogue(many):
+    for query, first in [
+        ("CoLiDE", "colide"),
+        ("schrodinger bridge", "light-sb"),
+        ("sparse autoencoders", "sparse-autoencoders"),
+    ]:
+        hits = many.search(query)
+        assert hits[0].slug == first
+        assert any(hit.slug == "" for hit in many.search("learning", limit=200))

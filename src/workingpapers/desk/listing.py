@@ -24,6 +24,7 @@ from itertools import groupby, takewhile
 from typing import Any
 
 from workingpapers.desk.catalogue import FIELDS, Paper, status
+from workingpapers.desk.listed import MOST_LISTED, changing
 from workingpapers.desk.search import COMMON_WORDS, parts
 
 # Far above any real page, low enough that a hostile one is refused within seconds.
@@ -138,24 +139,41 @@ def match(listing: Listing, papers: Mapping[str, Paper]) -> list[Match]:
     return matches
 
 
+def similar_papers(papers: Mapping[str, Paper], count: int) -> dict[str, list[tuple[str, float]]]:
+    """For every paper up to `count` (slug, similarity between 0 and 1) of the others, most similar first."""
+    texts = {slug: _description(paper) for slug, paper in papers.items()}
+    similarity = _Similarity(texts)
+    return {
+        slug: [found for found in similarity.ranked(text)[: count + 1] if found[0] != slug][:count]
+        for slug, text in texts.items()
+    }
+
+
 def _description(paper: Paper) -> str:
     names = " ".join(" ".join(parts(name)) for name in paper.names)
     return f"{paper.title} {paper.summary} {FIELDS[paper.field]} {names}"
 
 
-def import_listing(connection: sqlite3.Connection, listing: Listing, matches: Sequence[Match]) -> int:
+def import_listing(
+    connection: sqlite3.Connection, listing: Listing, matches: Sequence[Match], imported_at: str = ""
+) -> int:
     """Keep the entries that are new in the table `listed`, all or none; what it already holds is left alone.
 
     Parameters
     ----------
     connection : to the store, outside a transaction.
     matches : of this listing.
+    imported_at : ISO 8601 in UTC, now by default.
 
     Returns
     -------
     int : how many rows were added: 0 when the page was imported before.
+
+    Raises
+    ------
+    ListingError : the store would hold more than `MOST_LISTED` papers.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = imported_at or datetime.now(UTC).isoformat(timespec="seconds")
     rows = [
         (
             title_key(found.entry.title),
@@ -170,30 +188,12 @@ def import_listing(connection: sqlite3.Connection, listing: Listing, matches: Se
         for found in matches
         if found.paper is None
     ]
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        connection.execute(
-            """
-            CREATE TABLE IF NOT EXISTS listed (
-                key TEXT NOT NULL,          -- title_key(title)
-                date TEXT NOT NULL,         -- of the listing, 'Mar 11'
-                title TEXT NOT NULL,
-                abstract TEXT NOT NULL,
-                arxiv TEXT NOT NULL,        -- '' where the page does not say
-                source TEXT NOT NULL,       -- name of the imported file
-                nearest TEXT NOT NULL,      -- JSON: [[slug, similarity], ...]
-                imported_at TEXT NOT NULL,  -- UTC, ISO 8601
-                PRIMARY KEY (key, date)
-            )
-            """
-        )
+    with changing(connection, listing.date):
         before = connection.total_changes
         connection.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
         added = connection.total_changes - before
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
+        if connection.execute("SELECT count(*) FROM listed").fetchone()[0] > MOST_LISTED:
+            raise ListingError(f"the store holds {MOST_LISTED:,} imported papers at most; remove a listing first")
     return added
 
 

@@ -3,6 +3,9 @@
 The index is SQLite's FTS5, built when it is needed: a few milliseconds for the catalogue. Words are compared by their
 stems; the last word of a query counts as the beginning of one. Where no paper has all the words, misspelt ones are
 replaced by the nearest words that occur, and where that finds nothing either, any of the words will do.
+
+Imported titles have an index of their own, which is kept in a file and ranked within bounds (`desk.titles`). Of two
+equal matches the paper of the catalogue stands before the imported one.
 """
 
 from __future__ import annotations
@@ -13,10 +16,11 @@ import sqlite3
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 from workingpapers.desk.catalogue import FIELDS, Paper, claims_path
+from workingpapers.desk.titles import CLOSE, OPEN, SNIPPET, Title, Titles
 
 Span = tuple[int, int]
 
@@ -31,13 +35,15 @@ COMMON_WORDS = frozenset(
 
 # The columns of the index with their weights in the ranking (FTS5's bm25). `parts` holds the words inside the names
 # ("RPO Loss", "custom root"), `facts` field, arXiv identifier and repository: both are searched, never shown.
-# `further` holds the note and what the claims say.
-_WEIGHTS = {"slug": 10.0, "title": 10.0, "names": 6.0, "parts": 3.0, "summary": 3.0, "facts": 2.0, "further": 1.0}
+# `further` holds the note and what the claims say, `reference` what the docstrings say.
+_WEIGHTS = {
+    "slug": 10.0, "title": 10.0, "names": 6.0, "parts": 3.0, "summary": 3.0, "facts": 2.0, "further": 1.0,
+    "reference": 0.5,
+}  # fmt: skip
 
 _EXPANSIONS = 40  # whole words tried for the last, unfinished word of a query
 _LONGEST_QUERY = 20  # words; the rest is ignored
-_SNIPPET = 40  # words of a text that is not shown whole
-_OPEN, _CLOSE = "\x02", "\x03"  # enclose a match in what FTS5 returns; removed from what is indexed
+_IMPORTED = 50  # most imported titles among the hits
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,14 @@ class Hit:
 
     Attributes
     ----------
-    slug : of the paper, or "" for an extra title.
+    slug : of the paper, or "" for an imported title.
     title : of the paper.
     score : larger is better; comparable within one search only.
-    snippet : the text that shows best why it was found: summary, names or claim.
+    snippet : the text that shows best why it was found: summary, names, claim, docstring or abstract.
     title_spans, snippet_spans : (start, end) of what matched in them, ascending and disjoint.
+    date, arxiv : of an imported title: its listing, and its identifier or "".
+    imported : number of an imported title in the index of those, else 0.
+    partial : whether it has only some of the words of the query.
     """
 
     slug: str
@@ -59,6 +68,10 @@ class Hit:
     snippet: str
     title_spans: tuple[Span, ...] = ()
     snippet_spans: tuple[Span, ...] = ()
+    date: str = ""
+    arxiv: str = ""
+    imported: int = 0
+    partial: bool = False
 
 
 def search(
@@ -66,7 +79,9 @@ def search(
     papers: Mapping[str, Paper],
     *,
     claims: Mapping[str, Iterable[str]] | None = None,
+    reference: Mapping[str, str] | None = None,
     extra: Iterable[tuple[str, str]] = (),
+    titles: Titles | None = None,
     limit: int = 20,
 ) -> list[Hit]:
     """The papers that match a query best; `Index` answers several queries from one index.
@@ -76,10 +91,12 @@ def search(
     query : what the reader typed; any text is legal.
     papers : the catalogue, by slug.
     claims : what each paper's claims say, by slug (`search_claims`).
-    extra : (title, abstract) of imported papers that have no slug.
+    reference : what the docstrings of each paper say, by slug.
+    extra : (title, abstract) of papers that have no slug.
+    titles : the imported papers, in place of `extra`.
     limit : most hits to return.
     """
-    return Index(papers, claims=claims, extra=extra).search(query, limit=limit)
+    return Index(papers, claims=claims, reference=reference, extra=extra, titles=titles).search(query, limit=limit)
 
 
 class Index:
@@ -90,9 +107,11 @@ class Index:
         papers: Mapping[str, Paper],
         *,
         claims: Mapping[str, Iterable[str]] | None = None,
+        reference: Mapping[str, str] | None = None,
         extra: Iterable[tuple[str, str]] = (),
+        titles: Titles | None = None,
     ) -> None:
-        claims = claims or {}
+        claims, reference = claims or {}, reference or {}
         rows = [
             (
                 slug,
@@ -102,17 +121,23 @@ class Index:
                 paper.summary,
                 f"{paper.field} {FIELDS[paper.field]} {paper.arxiv} {paper.code}",
                 "\n".join([paper.note, *claims.get(slug, ())]).strip(),
+                reference.get(slug, ""),
             )
             for slug, paper in papers.items()
         ]
-        rows += [("", title, "", "", abstract, "", "") for title, abstract in extra]
         texts = [[_UNFIT.sub(" ", text) for text in row] for row in rows]
-        self._vocabulary = sorted({word for row in texts for text in row for word in _words(text)})
+        extra = list(extra)
+        if titles is None and extra:
+            titles = Titles()
+            titles.add(extra)
+        self._titles = titles
+        shown = [text for row in texts for text in row] + [text for pair in extra for text in pair]
+        self._vocabulary = sorted({word for text in shown for word in _words(text)})
         self._connection = sqlite3.connect(":memory:", check_same_thread=False)  # SQLite itself serialises its callers
         self._connection.execute(
             f"CREATE VIRTUAL TABLE texts USING fts5({', '.join(_WEIGHTS)}, tokenize='porter unicode61')"
         )
-        self._connection.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?, ?, ?)", texts)
+        self._connection.executemany(f"INSERT INTO texts VALUES ({', '.join('?' * len(_WEIGHTS))})", texts)
 
     def search(self, query: str, *, limit: int = 20) -> list[Hit]:
         """The hits of a query, best first; none for a query without a word or a digit."""
@@ -121,14 +146,22 @@ class Index:
             return []
         typing = not query[-1:].isspace()  # the last word may go on, even where it is a common one
         words = [word for word in typed[:-1] if word not in COMMON_WORDS] + typed[-1:]
-        hits = self._matches(self._expression(words, " AND ", typing), limit)
-        if not hits:
+        exact = self._expression(words, typing)
+        hits, imported = self._matches(exact, limit), self._imported(exact, limit)
+        if not hits and not imported:
             words = [self._corrected(word) for word in words]
-            hits = self._matches(self._expression(words, " AND ", typing), limit)
-        return hits or self._matches(self._expression(words, " OR ", typing=False), limit)
+            corrected = self._expression(words, typing)
+            hits, imported = self._matches(corrected, limit), self._imported(corrected, limit)
+        if hits:
+            return _descending(hits, imported)[:limit]
+        any_of = [self._expression([word], typing=False) for word in words]
+        hits = self._matches(" OR ".join(f"({expression})" for expression in any_of), limit)
+        also = [] if imported or self._titles is None else self._titles.matching_any(any_of, min(limit, _IMPORTED))
+        partial = [replace(hit, partial=True) for hit in (*hits, *map(_imported_hit, also))]
+        return _descending(imported, partial)[:limit]
 
-    def _expression(self, words: list[str], joint: str, typing: bool) -> str:
-        """The query in FTS5's language; words hold letters and digits only, so quoting them is safe."""
+    def _expression(self, words: list[str], typing: bool) -> str:
+        """All of the words in FTS5's language; words hold letters and digits only, so quoting them is safe."""
         terms = [{word, *_other_spelling(word)} for word in words]
         expressions = [" OR ".join(f'"{form}"' for form in sorted(forms)) for forms in terms]
         if typing:
@@ -136,7 +169,7 @@ class Index:
             # Stems can be shorter than what was typed ("regulariz" against "regular"): add the words it may become.
             whole = [word for form in begun for word in self._beginning_with(form)]
             expressions[-1] = " OR ".join([f'"{form}" *' for form in begun] + [f'"{word}"' for word in whole])
-        return joint.join(f"({expression})" for expression in expressions)
+        return " AND ".join(f"({expression})" for expression in expressions)
 
     def _beginning_with(self, prefix: str) -> list[str]:
         if len(prefix) < 3:  # no stem is shorter
@@ -155,17 +188,20 @@ class Index:
 
     def _matches(self, expression: str, limit: int) -> list[Hit]:
         weights = ", ".join(map(str, _WEIGHTS.values()))
-        best = self._connection.execute(
-            f"SELECT rowid, bm25(texts, {weights}) AS rank FROM texts WHERE texts MATCH ? ORDER BY rank, rowid LIMIT ?",
-            (expression, limit),
-        ).fetchall()
-        mark = f"'{_OPEN}', '{_CLOSE}'"
-        shown = f"""
-            SELECT slug, highlight(texts, 1, {mark}), highlight(texts, 2, {mark}), highlight(texts, 3, {mark}),
-                   snippet(texts, 4, {mark}, '…', {_SNIPPET}), snippet(texts, 6, {mark}, '…', {_SNIPPET})
-            FROM texts WHERE texts MATCH ? AND rowid = ?
+        mark = f"'{OPEN}', '{CLOSE}'"
+        query = f"""
+            SELECT bm25(texts, {weights}) AS rank, slug,
+                   highlight(texts, 1, {mark}), highlight(texts, 2, {mark}), highlight(texts, 3, {mark}),
+                   snippet(texts, 4, {mark}, '…', {SNIPPET}), snippet(texts, 6, {mark}, '…', {SNIPPET}),
+                   snippet(texts, 7, {mark}, '…', {SNIPPET})
+            FROM texts WHERE texts MATCH ? ORDER BY rank, rowid LIMIT ?
         """
-        return [_hit(-rank, *self._connection.execute(shown, (expression, row)).fetchone()) for row, rank in best]
+        return [_hit(-rank, *row) for rank, *row in self._connection.execute(query, (expression, limit)).fetchall()]
+
+    def _imported(self, expression: str, limit: int) -> list[Hit]:
+        if self._titles is None:
+            return []
+        return [_imported_hit(title) for title in self._titles.matching(expression, min(limit, _IMPORTED))]
 
 
 def search_claims(papers: Iterable[Paper]) -> dict[str, list[str]]:
@@ -199,7 +235,7 @@ def parts(name: str) -> list[str]:
 _UNFIT = re.compile("[\x00-\x08\x0e-\x1f\ud800-\udfff]")  # control characters and halves of characters
 _TOKEN = re.compile(r"[^\W_]+")
 _PART = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
-_MARKED = re.compile(f"{_OPEN}(.*?){_CLOSE}")
+_MARKED = re.compile(f"{OPEN}(.*?){CLOSE}")
 _SPELLING = re.compile(r"(?<=\w{3})i([sz])(?=\w*$)")
 _SAYS = re.compile(r"""\bsays=\(?\s*((?:"(?:[^"\\\n]|\\.)*"\s*|'(?:[^'\\\n]|\\.)*'\s*)+)""")
 
@@ -214,17 +250,38 @@ def _other_spelling(word: str) -> list[str]:
     return [f"{word[: found.start(1)]}{'z' if found[1] == 's' else 's'}{word[found.end(1) :]}"] if found else []
 
 
-def _hit(score: float, slug: str, title: str, names: str, name_parts: str, summary: str, further: str) -> Hit:
-    """Show, besides the title, the text in which most words matched: on a tie summary, then names, then the rest."""
+def _hit(score: float, slug: str, title: str, names: str, name_parts: str, *texts: str) -> Hit:
+    """Show, besides the title, the text in which most words matched.
+
+    On a tie summary, then names, then the rest in its order.
+    """
+    summary, *rest = texts
     title, title_spans = _unmarked(title)
-    most = max(_matching_words(text) for text in (summary, names + name_parts, further))
-    if _matching_words(summary) == most:
-        snippet, spans = _unmarked(summary)
-    elif _matching_words(names + name_parts) == most:
+    candidates = [summary, names + name_parts, *rest]
+    matching = [_matching_words(text) for text in candidates]
+    best = matching.index(max(matching))
+    if candidates[best] is candidates[1]:
         snippet, spans = _matching_names(names, name_parts)
     else:
-        snippet, spans = _unmarked(further.replace("\n", " "))
+        snippet, spans = _unmarked(candidates[best].replace("\n", " "))
     return Hit(slug, title, score, snippet, title_spans, spans)
+
+
+def _imported_hit(found: Title) -> Hit:
+    title, title_spans = _unmarked(found.title)
+    text, text_spans = _unmarked(found.text)
+    return Hit("", title, found.score, text, title_spans, text_spans, found.date, found.arxiv, found.id)
+
+
+def _descending(*groups: list[Hit]) -> list[Hit]:
+    """One group after the other, with scores that never rise."""
+    hits: list[Hit] = []
+    for group in groups:
+        factor = 1.0
+        if hits and group and hits[-1].score < group[0].score:
+            factor = hits[-1].score / group[0].score
+        hits += [replace(hit, score=factor * hit.score) if factor != 1.0 else hit for hit in group]
+    return hits
 
 
 def _matching_words(marked: str) -> int:
@@ -234,8 +291,8 @@ def _matching_words(marked: str) -> int:
 def _matching_names(names: str, name_parts: str) -> tuple[str, tuple[Span, ...]]:
     """The names that match, whole or in part, each a span; the others follow."""
     pairs = list(zip(names.split(", "), name_parts.split("\n"), strict=True))
-    plain = [name.replace(_OPEN, "").replace(_CLOSE, "") for name, _ in pairs]
-    matching = [name for name, pair in zip(plain, pairs, strict=True) if any(_OPEN in text for text in pair)]
+    plain = [name.replace(OPEN, "").replace(CLOSE, "") for name, _ in pairs]
+    matching = [name for name, pair in zip(plain, pairs, strict=True) if any(OPEN in text for text in pair)]
     spans, at = [], 0
     for name in matching:
         spans.append((at, at + len(name)))
@@ -246,8 +303,8 @@ def _matching_names(names: str, name_parts: str) -> tuple[str, tuple[Span, ...]]
 def _unmarked(text: str) -> tuple[str, tuple[Span, ...]]:
     """Text without FTS5's marks, and where they were."""
     plain, spans, at = [], [], 0
-    for piece in text.split(_OPEN):
-        inside, closed, outside = piece.rpartition(_CLOSE)
+    for piece in text.split(OPEN):
+        inside, closed, outside = piece.rpartition(CLOSE)
         if closed:
             spans.append((at, at + len(inside)))
         plain += [inside, outside]

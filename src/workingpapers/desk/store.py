@@ -20,12 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import platformdirs
 from filelock import FileLock
 
 from workingpapers.desk.claim import Cell, Row, Value
+from workingpapers.desk.places import store_path
 
-__all__ = ["Result", "Store", "StoreError"]
+__all__ = ["Result", "Store", "StoreError", "store_path"]
 
 APPLICATION = 0x77705041  # "wpPA", in the header of the file
 VERSION = 1
@@ -85,12 +85,6 @@ class Result:
     def key(self) -> str:
         """Equal for equal cells."""
         return Cell(self.values).key
-
-
-def store_path() -> Path:
-    """Where the store is unless told otherwise: $WORKINGPAPERS_STORE, or in the user's data directory."""
-    given = os.environ.get("WORKINGPAPERS_STORE")
-    return Path(given) if given else Path(platformdirs.user_data_dir("workingpapers")) / "store.sqlite"
 
 
 class Store:
