@@ -132,7 +132,7 @@ def main(threads: int, timeout: float | None) -> None:
     """
     with suppress(ValueError):  # only the main thread may; Ctrl-C is the parent's to answer
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    requests, replies = _private_streams()
+    requests, replies = private_streams()
     faulthandler.enable()
     with suppress(OSError):  # Linux: when memory runs out, this process goes and not the parent
         Path("/proc/self/oom_score_adj").write_text("500")
@@ -186,7 +186,7 @@ def _loaded(module: str, name: str) -> tuple[Claim, str]:
     raise LookupError(f"{module} has no claim {name}")
 
 
-def _private_streams() -> tuple[IO[str], IO[str]]:
+def private_streams() -> tuple[IO[str], IO[str]]:
     """Standard input and output under other descriptors, so that a measurement can neither read nor write them."""
     requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
