@@ -1,5 +1,6 @@
 """A catalogue of two papers, one of which works: what the desk does is tested without the real papers."""
 
+import json
 import sys
 import textwrap
 
@@ -88,3 +89,51 @@ def toy(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKINGPAPERS_EVIDENCE", str(tmp_path / "evidence"))
     monkeypatch.setenv("WORKINGPAPERS_STORE", str(tmp_path / "store.sqlite"))
     return "toy"
+
+
+@pytest.fixture
+def toy_evidence(toy, tmp_path):
+    """Evidence of the toy as if it had been recorded, in a moment; returns the file. Some of it looks dangerous."""
+    from workingpapers.desk.source import module_fingerprint
+
+    stamp = {
+        "device": "a test",
+        "versions": {"python": "3.11", "workingpapers": "0", "numpy": "2", "torch": "2"},
+        "fingerprint": module_fingerprint("optimization.toy"),
+    }
+
+    def entry(claim, kind, verdict, scale="laptop", *, axes=("method",), metrics=("gap",), rows, figure=None, **judged):
+        judgement = {
+            "expectation": f"{claim} is as expected", "measured": -0.5, "interval": [-1.0, -0.25], "threshold": 0.0,
+            "verdict": verdict, "replicates": 6, "note": "",
+        }  # fmt: skip
+        return {
+            "paper": toy, "claim": claim, "kind": kind, "says": f"The <i>{claim}</i> & more.", "published": "<yes>",
+            "scale": scale, "seed": 0, "verdict": verdict, "expectations": [judgement | judged], "cells": 12,
+            "crashed": [], "seconds": 1.5, "recorded": f"2026-11-{'21' if kind == 'claim' else '20'}T10:00:00+00:00",
+            **stamp, "measurements": {"axes": list(axes), "metrics": list(metrics), "rows": rows},
+            **({"figure": figure} if figure else {}),
+        }  # fmt: skip
+
+    points = [[1, 1.0, 0.9, 1.1], [2, 0.5, None, None]]
+    figure = {
+        "kind": "line", "x": "step", "y": "gap", "by": "method", "log": "y", "each": "size",
+        "series": [{"panel": 10, "name": name, "points": points} for name in ("new", "<old>")],
+    }  # fmt: skip
+    rows = [
+        [10, "=new()", [0.1, 0.30000000000000004], [None, None], 6],
+        [100, "@old, \"quoted\"", [-2.5e-7, 0.0], [3.0, 1.0], 6],
+    ]  # fmt: skip
+    claims = {
+        "smoke": [entry("gap", "claim", "inconclusive", "smoke", rows=[["new", [0.1, 0.0], 5]])],
+        "laptop": [
+            entry("speed", "benchmark", "holds", rows=[["ours", [1.0, 0.1], 9]],
+                  expectation="ours faster than theirs (speed-up)", measured=31.0),
+            entry("gap", "claim", "holds", axes=("size", "method"), metrics=("gap", "loss"), rows=rows, figure=figure),
+            entry("exact", "claim", "fails", rows=[["new", [1.0, 0.0], 2]], interval=None),
+        ],
+    }  # fmt: skip
+    path = tmp_path / "evidence" / f"{toy}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"format": 1, "paper": toy, "claims": claims}))
+    return path
