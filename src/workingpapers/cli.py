@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,16 @@ from workingpapers.desk.expect import SEVERITY, worst
 if TYPE_CHECKING:
     from workingpapers.desk.check import Outcome
     from workingpapers.desk.claim import Claim
+    from workingpapers.desk.search import Hit
     from workingpapers.desk.store import Result
 
 HOLDS, NOT_ALL_HOLD, BAD_USE, CRASHED, INTERRUPTED = 0, 1, 2, 3, 130
 MARKS = {"holds": "✓", "fails": "✗", "inconclusive": "?", "crashed": "!"}
 EXIT_CODES = "Exit codes: 0 all claims hold, 1 a claim fails or cannot be told, 2 bad use, 3 a measurement crashed."
+MAIL_SERVER = (
+    "The mail server is that of $WORKINGPAPERS_SMTP_HOST, with _PORT, _USER, _PASSWORD, _SENDER and _SECURITY\n"
+    "(starttls, tls or none); without it mails are written as .eml files beside the store."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,8 +108,26 @@ def _parser() -> argparse.ArgumentParser:
     imported.add_argument("page", type=Path, metavar="PAGE", help="text, HTML or JSON")
     imported.add_argument("--store", type=Path, metavar="PATH", help="where new papers are kept")
 
+    serving = command("serve", _serve, "serve the listing as a web page", "workingpapers serve --port 8600")
+    serving.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
+    serving.add_argument("--port", type=_natural, default=8600, metavar="N", help="(default 8600)")
+    serving.add_argument("--address", default="", metavar="URL",
+                         help="how readers reach the page, for feeds, mails and the Host header")  # fmt: skip
+    serving.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="another Host to answer to")
+    serving.add_argument("--store", type=Path, metavar="PATH", help="where results are kept")
+    serving.add_argument("--jobs", type=_positive, metavar="N", help="processes of a check (default: one per core)")
+
+    digest = command("digest", _digest, "send the digests that are due", "workingpapers digest --dry-run")
+    digest.add_argument("--store", type=Path, metavar="PATH", help="where results are kept")
+    digest.add_argument("--address", default="", metavar="URL", help="how readers reach the page, as for serve")
+    digest.add_argument("--dry-run", action="store_true", help="say who would get what, send nothing")
+    serving.epilog = f"{serving.epilog}\n\n{MAIL_SERVER}"
+    digest.epilog = f"{digest.epilog}\n\n{MAIL_SERVER}"
+
     report = command("report", _report, "write the listing as static pages", "workingpapers report site/")
     report.add_argument("directory", type=Path, nargs="?", metavar="DIR")
+    report.add_argument("--address", default="", metavar="URL",
+                        help="where the pages will be found; without it there are no Atom feeds")  # fmt: skip
     report.add_argument("--readme", type=Path, nargs="?", const=Path("README.md"), metavar="FILE",
                         help="bring the table of papers in FILE up to date (default README.md)")  # fmt: skip
     return parser
@@ -155,21 +179,33 @@ def _row(found: Paper) -> dict[str, Any]:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from workingpapers.desk.search import emphasise, search, search_claims
+    import sqlite3
 
-    words = " ".join(options.words)
-    hits = search(words, papers(), claims=search_claims(papers().values()), limit=options.limit)
+    from workingpapers.desk.places import store_path, titles_path
+    from workingpapers.desk.search import emphasise, search, search_claims
+    from workingpapers.desk.titles import Titles
+
+    words, index = " ".join(options.words), titles_path(store_path())
+    titles = None
+    with suppress(OSError, sqlite3.OperationalError):  # then without the imported titles
+        titles = Titles(index) if index.exists() else None
+    hits = search(words, papers(), claims=search_claims(papers().values()), titles=titles, limit=options.limit)
     if options.json:
-        return _print_json([{**_row(paper(hit.slug)), "score": hit.score, "snippet": hit.snippet} for hit in hits])
+        return _print_json([_found(hit) for hit in hits])
     strong, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     for hit in hits:
-        found = paper(hit.slug)
-        print(f"{found.slug}  ({found.field}, {status(found)})")
+        found = paper(hit.slug) if hit.slug else None
+        print(f"{found.slug}  ({found.field}, {status(found)})" if found else f"-  (imported, {hit.date})")
         print(f"    {emphasise(hit.title, hit.title_spans, strong, plain)}")
         print(f"    {emphasise(hit.snippet, hit.snippet_spans, strong, plain)}")
     if not hits:
         print(f"nothing found for {words!r}", file=sys.stderr)
     return HOLDS
+
+
+def _found(hit: Hit) -> dict[str, Any]:
+    about = _row(paper(hit.slug)) if hit.slug else {"slug": None, "title": hit.title, "listings": [hit.date]}
+    return {**about, "score": hit.score, "snippet": hit.snippet}
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -339,13 +375,17 @@ def _print_table(outcomes: Sequence[Outcome]) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     from workingpapers.desk.listing import ListingError, import_listing, match, parse
+    from workingpapers.desk.places import titles_path
     from workingpapers.desk.store import Store, StoreError
+    from workingpapers.desk.titles import Titles
 
     try:
         listing = parse(options.page.read_bytes(), options.page.name)
         matches = match(listing, papers())
         with Store(options.store) as store:
             import_listing(store.connection, listing, matches)
+            with Titles(titles_path(store.path)) as titles:
+                titles.sync(store.connection)  # so that search finds them
     except OSError as trouble:
         raise UsageError(f"cannot read {options.page}: {trouble.strerror}") from trouble
     except (ListingError, StoreError) as trouble:
@@ -385,16 +425,88 @@ def _report(options: argparse.Namespace) -> int:
     written: list[Path] = []
     try:
         if options.directory is not None:
-            written += report.write_site(options.directory)
+            written += report.write_site(options.directory, options.address)
         if options.readme is not None:
             written.append(report.update_readme(options.readme))
-    except (OSError, ValueError) as trouble:
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the pages need {missing.name}: pip install 'workingpapers[page]'") from missing
+    except (OSError, ValueError, ImportError) as trouble:
         raise UsageError(str(trouble)) from trouble
     if options.json:
         return _print_json([str(path) for path in written])
     if options.directory is not None:
         print(f"{len(written)} files; open {(options.directory / 'index.html').resolve().as_uri()}")
     return HOLDS
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The page
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from workingpapers.desk.mail import smtp_from_environment
+        from workingpapers.desk.page.serve import serve
+        from workingpapers.desk.page.settings import Settings
+        from workingpapers.desk.store import store_path
+
+        settings = Settings(
+            store=options.store or store_path(),
+            host=options.host,
+            port=options.port,
+            address=options.address,
+            hosts=tuple(options.allow_host),
+            jobs=options.jobs,
+            meaning=True,
+            smtp=smtp_from_environment(),
+        )
+        serve(settings)
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the page needs {missing.name}: pip install 'workingpapers[page]'") from missing
+    except (OSError, ValueError, ImportError) as trouble:
+        raise UsageError(str(trouble)) from trouble
+    return HOLDS
+
+
+def _digest(options: argparse.Namespace) -> int:
+    import sqlite3
+    from datetime import UTC, datetime
+
+    try:
+        from workingpapers.desk.digest import Postman
+        from workingpapers.desk.feed import News
+        from workingpapers.desk.mail import smtp_from_environment, transport
+        from workingpapers.desk.page.content import read
+        from workingpapers.desk.page.settings import Settings
+        from workingpapers.desk.page.state import State
+        from workingpapers.desk.store import store_path
+        from workingpapers.desk.subscribers import Subscribers
+
+        settings = Settings(options.store or store_path(), address=options.address, smtp=smtp_from_environment())
+        state = State(settings.state)
+    except ModuleNotFoundError as missing:
+        raise UsageError(f"the page needs {missing.name}: pip install 'workingpapers[page]'") from missing
+    except (OSError, ValueError, sqlite3.Error) as trouble:
+        raise UsageError(str(trouble)) from trouble
+    try:
+        now, content = datetime.now(UTC), read()
+        news = News(state, settings.store)
+        postman = Postman(settings, state, news, Subscribers(state), transport(settings))
+        if options.dry_run:
+            news.refresh(content, now)
+            reports = [("digest", to.address, len(items), "due", "") for to, items in postman.due(now)]
+        else:
+            reports = [astuple(report) for report in postman.round(content, now)]
+    finally:
+        state.close()
+    names = ("kind", "address", "items", "status", "told")
+    if options.json:
+        _print_json([dict(zip(names, report, strict=True)) for report in reports])
+    else:
+        for kind, to, items, outcome, told in reports:
+            print(f"{outcome:9} {kind:12} {to}  ({items} items)  {told}".rstrip())
+        print(f"{len(reports)} mails", file=sys.stderr)
+    return HOLDS if all(report[3] in ("sent", "due") for report in reports) else NOT_ALL_HOLD
 
 
 # --------------------------------------------------------------------------------------------------------------------
