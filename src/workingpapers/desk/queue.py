@@ -58,8 +58,8 @@ SCHEMA = """
     CREATE INDEX IF NOT EXISTS runs_by_paper ON runs (paper, id);
 """
 # what a list of runs shows: all but the outcomes, which may be long
-BRIEF = ("id, paper, what, scale, seed, status, is_stopping, done, total, '[]' AS outcomes, verdict, error, asked,"
-         " started, finished, revision")  # fmt: skip
+BRIEF = ("id, paper, what, scale, seed, reader, status, is_stopping, done, total, '[]' AS outcomes, verdict, error,"
+         " asked, started, finished, revision")  # fmt: skip
 OPEN = "status IN ('queued', 'running')"
 
 
@@ -84,6 +84,7 @@ class Run:
     ----------
     paper : its slug.
     what : the name of a claim or benchmark, `ALL_CLAIMS` or `ALL_BENCHMARKS`.
+    reader : who asked for it.
     is_stopping : it is still running, but has been cancelled.
     done, total : cells; `total` is 0 until the claims are loaded.
     outcomes : `Outcome.as_json` of every claim that is judged; lists of runs leave them out.
@@ -98,6 +99,7 @@ class Run:
     what: str
     scale: Scale
     seed: int
+    reader: str
     status: RunStatus
     is_stopping: bool
     done: int
@@ -202,22 +204,28 @@ class Queue:
         query = f"SELECT count(*) FROM runs WHERE {OPEN} AND id < ?"
         return int(self._state.one(query, (run.id,))[0]) if run.status == "queued" else 0
 
-    def cancel(self, number: int) -> Run | None:
+    def cancel(self, number: int, reader: str | None = None) -> Run | None:
         """Take a queued run out, and have a running one stopped; what it measured is kept. None if it is not there.
+
+        Parameters
+        ----------
+        reader : who must have asked for it; None when anybody may cancel it.
 
         Raises
         ------
-        Refused : it has ended.
+        Refused : it has ended, or somebody else asked for it.
         """
         with self._state.transaction() as connection:
             record = connection.execute(
                 "UPDATE runs SET is_stopping = (status = 'running'), finished = iif(status = 'queued', ?, ''),"
                 " status = iif(status = 'queued', 'cancelled', status), revision = revision + 1"
-                f" WHERE id = ? AND {OPEN} RETURNING *",
-                (_now(), number),
+                f" WHERE id = ? AND {OPEN} AND reader = coalesce(?, reader) RETURNING *",
+                (_now(), number, reader),
             ).fetchone()
         if record is None:
             found = self.get(number)
+            if found is not None and found.is_open:
+                raise Refused(403, "A run can be cancelled by the reader who asked for it.")
             if found is not None:
                 raise Refused(409, f"Run {number} has ended already.")
             return None

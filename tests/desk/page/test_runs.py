@@ -118,6 +118,23 @@ def test_a_run_that_waits_reloads_without_scripts_and_can_be_cancelled(toy_runs,
     assert client.post("/runs/1/cancel", data={"token": token}).status_code == 200, "the page says how it ended"
 
 
+def test_on_a_public_page_a_reader_cancels_their_own_run_only(toy_runs, settings):
+    toy_runs.touch()
+    public = Settings(store=settings.store, address="http://papers.example", jobs=1)
+    with TestClient(create_app(public), base_url="http://papers.example") as mine:
+        token = token_in(mine.get("/").text)
+        number = ask(mine, token).json()["id"]
+        until(lambda: mine.get(f"/api/runs/{number}").json()["status"] == "running")
+        other = TestClient(mine.app, base_url="http://papers.example")  # without the cookie: another reader
+        theirs = token_in(other.get("/").text)
+        assert "Cancel this run" in mine.get(f"/runs/{number}").text
+        assert "Cancel this run" not in other.get(f"/runs/{number}").text
+        assert other.post(f"/runs/{number}/cancel", data={"token": theirs}).status_code == 403
+        assert other.post(f"/api/runs/{number}/cancel", headers={"x-page-token": theirs}).status_code == 403
+        assert mine.post(f"/api/runs/{number}/cancel", headers={"x-page-token": token}).status_code == 200
+        assert ended(mine, number)["status"] == "cancelled"
+
+
 def test_equal_requests_lead_to_one_run_and_a_reader_has_five(toy_runs, client, token):
     toy_runs.touch()
     made = [ask(client, token, seed=seed) for seed in range(5)]

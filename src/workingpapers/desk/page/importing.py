@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, File, Form, Path, Query, Request, UploadFile
 from pydantic import BaseModel
@@ -26,7 +25,6 @@ from workingpapers.desk.listing import SIZE_LIMIT, ListingError, Match, import_l
 from workingpapers.desk.page.content import PaperContent
 from workingpapers.desk.page.guard import Reader, sign
 from workingpapers.desk.page.searching import Finder
-from workingpapers.desk.page.settings import LOOPBACK
 from workingpapers.desk.page.site import Site, site_of
 from workingpapers.desk.store import Store, StoreError
 from workingpapers.desk.titles import plain
@@ -134,7 +132,7 @@ def listing(request: Request, site: Here, reader: Reader, day: Day, page: Number
 @router.post("/imported/{day}/remove")
 def remove(site: Here, reader: Reader, day: Day) -> Response:
     date = day.replace("-", " ")
-    mine = None if _is_private(site) else _imports(site, reader, date)
+    mine = None if site.settings.is_private else _imports(site, reader, date)
     if mine is not None and not mine:
         raise HTTPException(403, "A listing can be removed by the reader who imported it.")
     with _storing(site) as store:
@@ -276,12 +274,7 @@ def _new(found: Match | Listed, papers: Mapping[str, PaperContent]) -> New:
 
 
 def _removable(site: Site, reader: str, date: str) -> bool:
-    return _is_private(site) or bool(_imports(site, reader, date))
-
-
-def _is_private(site: Site) -> bool:
-    """Whether only the owner of this machine can reach the page."""
-    return urlsplit(site.settings.address).hostname in LOOPBACK
+    return site.settings.is_private or bool(_imports(site, reader, date))
 
 
 def _imports(site: Site, reader: str, date: str) -> list[str]:

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from workingpapers.desk import supervisor
 from workingpapers.desk.claim import Scale
 from workingpapers.desk.expect import SEVERITY, Verdict
-from workingpapers.desk.page.guard import Reader
+from workingpapers.desk.page.guard import reader_of, sign
 from workingpapers.desk.page.render import MARKS, counted, live
 from workingpapers.desk.page.site import Site, site_of
 from workingpapers.desk.queue import ALL_BENCHMARKS, ALL_CLAIMS, Queue, Refused, Run, RunStatus, claims_in
@@ -173,15 +173,21 @@ def _desk(site: Annotated[Site, Depends(site_of)]) -> Desk:
     return desk_of(site)
 
 
+def _asker(request: Request, site: Annotated[Site, Depends(site_of)]) -> str:
+    """Who asks, as the queue knows it: the reader's number itself is as good as a password."""
+    return sign(site.secret, "runs", reader_of(request))[:32]
+
+
 Here = Annotated[Site, Depends(site_of)]
+Asker = Annotated[str, Depends(_asker)]
 Runs = Annotated[Desk, Depends(_desk)]
 Number = Annotated[int, Path(ge=1, le=LAST)]
 Before = Annotated[int, Query(ge=1, le=LAST, description="only runs with smaller numbers")]
 
 
 @router.post("/runs")
-def ask(wanted: Annotated[Wanted, Form()], desk: Runs, reader: Reader) -> Response:
-    run, _ = _refusing(lambda: desk.queue.ask(wanted.slug, wanted.what, wanted.scale, wanted.seed, reader))
+def ask(wanted: Annotated[Wanted, Form()], desk: Runs, who: Asker) -> Response:
+    run, _ = _refusing(lambda: desk.queue.ask(wanted.slug, wanted.what, wanted.scale, wanted.seed, who))
     return RedirectResponse(live("run", str(run.id)), 303)
 
 
@@ -199,21 +205,23 @@ def overview(request: Request, site: Here, desk: Runs, before: Before = LAST) ->
 
 
 @router.api_route("/runs/{number}", methods=["GET", "HEAD"])
-def one(request: Request, number: Number, site: Here, desk: Runs) -> HTMLResponse:
-    return site.personal(request, site.render("run.html", **_shown(site, desk, _found(desk, number))))
+def one(request: Request, number: Number, site: Here, desk: Runs, who: Asker) -> HTMLResponse:
+    return site.personal(request, site.render("run.html", **_shown(site, desk, _found(desk, number), who)))
 
 
 @router.get("/runs/{number}/state")
-def state(request: Request, number: Number, site: Here, desk: Runs) -> HTMLResponse:
+def state(request: Request, number: Number, site: Here, desk: Runs, who: Asker) -> HTMLResponse:
     """The part of a run's page that changes."""
-    return site.personal(request, site.render("_run_state.html", **_shown(site, desk, _found(desk, number))))
+    return site.personal(request, site.render("_run_state.html", **_shown(site, desk, _found(desk, number), who)))
 
 
 @router.post("/runs/{number}/cancel")
-def cancel(number: Number, desk: Runs) -> Response:
-    with suppress(Refused):  # it has just ended: its page says how
-        if desk.queue.cancel(number) is None:
-            raise HTTPException(404, "There is no such run.")
+def cancel(number: Number, site: Here, desk: Runs, who: Asker) -> Response:
+    try:
+        _cancelled(site, desk, number, who)
+    except HTTPException as refused:
+        if refused.status_code != 409:  # it has just ended: its page says how
+            raise
     return RedirectResponse(live("run", str(number)), 303)
 
 
@@ -250,12 +258,21 @@ async def _events(desk: Desk, run: Run) -> AsyncIterator[str]:
         yield f"event: {kind}\nid: {now.revision}\ndata: {json.dumps(data)}\n\n"
 
 
-def _shown(site: Site, desk: Desk, run: Run) -> dict[str, Any]:
+def _cancelled(site: Site, desk: Desk, number: int, who: str) -> Run:
+    """The run, cancelled: on a public page only by the reader who asked for it."""
+    run = _refusing(lambda: desk.queue.cancel(number, None if site.settings.is_private else who))
+    if run is None:
+        raise HTTPException(404, "There is no such run.")
+    return run
+
+
+def _shown(site: Site, desk: Desk, run: Run, who: str) -> dict[str, Any]:
     page = site.content.papers.get(run.paper)
     kinds = claims_in(page.paper) if page else {}
     return {
         "run": run,
         "told": told(run, desk.queue.ahead(run)),
+        "may_cancel": run.is_open and not run.is_stopping and (site.settings.is_private or run.reader == who),
         "paper": page.paper if page else None,
         "is_benchmark": run.what == ALL_BENCHMARKS or kinds.get(run.what) == "benchmark",
     }
@@ -328,9 +345,9 @@ SAME: dict[int | str, dict[str, Any]] = {200: {"model": RunShown, "description":
 
 
 @api.post("/runs", status_code=201, responses=SAME | REFUSALS)
-def ask_json(wanted: Wanted, desk: Runs, reader: Reader, response: Response) -> RunShown:
+def ask_json(wanted: Wanted, desk: Runs, who: Asker, response: Response) -> RunShown:
     """Queue a run; an equal one that is queued or running is returned instead, with status 200."""
-    run, is_new = _refusing(lambda: desk.queue.ask(wanted.slug, wanted.what, wanted.scale, wanted.seed, reader))
+    run, is_new = _refusing(lambda: desk.queue.ask(wanted.slug, wanted.what, wanted.scale, wanted.seed, who))
     response.status_code = 201 if is_new else 200
     return RunShown.of(run)
 
@@ -350,9 +367,6 @@ def one_json(number: Number, desk: Runs) -> RunShown:
 
 
 @api.post("/runs/{number}/cancel", responses={**NOT_THERE, 409: {"description": "It has ended."}})
-def cancel_json(number: Number, desk: Runs) -> RunShown:
+def cancel_json(number: Number, site: Here, desk: Runs, who: Asker) -> RunShown:
     """Cancel a run that is queued or running; what it measured is kept."""
-    run = _refusing(lambda: desk.queue.cancel(number))
-    if run is None:
-        raise HTTPException(404, "There is no such run.")
-    return RunShown.of(run)
+    return RunShown.of(_cancelled(site, desk, number, who))

@@ -81,6 +81,11 @@ class Settings:
         return self.address.startswith("https:")
 
     @property
+    def is_private(self) -> bool:
+        """Whether it answers under no name but those of this machine itself: its readers are one person."""
+        return self.allowed_hosts <= set(LOOPBACK)
+
+    @property
     def allowed_hosts(self) -> frozenset[str]:
         """Names, without ports and in lower case, that a Host header may carry."""
         named = {urlsplit(self.address).hostname or "", *self.hosts, *LOOPBACK}
