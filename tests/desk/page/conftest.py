@@ -1,10 +1,12 @@
 """The page over a catalogue of two papers: in process (`client`), on a real port (`address`), in a browser (`tab`)."""
 
+import asyncio
 import os
 import re
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,12 @@ def client(settings):
 def token(client):
     """What a state change of this client must carry."""
     return token_in(client.get("/").text)
+
+
+def finished(coroutine):
+    """What a coroutine comes to; in a thread of its own, because Playwright keeps an event loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def token_in(html):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
@@ -23,7 +24,8 @@ from workingpapers.desk.search import Span, emphasise
 MARKS = {"holds": "✓ holds", "fails": "✗ fails", "inconclusive": "? can't be told", "crashed": "! crashed"}
 GLYPHS = {verdict: mark[0] for verdict, mark in MARKS.items()}
 FEW = 8  # comparisons of a claim that are all shown at once
-TOKEN = "page-token-4c5f6e"  # stands in rendered pages for the reader's token, so that pages can be kept
+TOKEN = secrets.token_hex(16)  # stands in rendered pages for the reader's token, so that pages can be kept; nobody
+# can guess it, or a title could have the token put where it leaks
 
 
 class Addresses(Protocol):
