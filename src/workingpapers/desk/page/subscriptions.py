@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from typing import Annotated, Literal
-from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Depends, Form, Request
 from pydantic import BaseModel, Field
@@ -82,14 +81,9 @@ class Desk:
         self._work.set()
 
 
-_desks: WeakKeyDictionary[Site, Desk] = WeakKeyDictionary()
-_opening = threading.Lock()
-
-
 def desk_of(site: Site) -> Desk:
     """The desk of a page, one for each."""
-    with _opening:
-        return _desks.get(site) or _desks.setdefault(site, Desk(site))
+    return site.part(Desk)
 
 
 @asynccontextmanager
