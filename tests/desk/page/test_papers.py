@@ -378,9 +378,9 @@ class TestFigure:
             {"panel": 1, "name": str(i), "points": [(j, j, j - 1, j + 1) for j in range(1, 41)]} for i in range(12)
         ]
         figure = {"kind": "line", "x": "n", "y": "y", "by": "method", "log": "xy", "each": None, "series": series}
-        started = time.perf_counter()
+        started = time.process_time()
         chart(figure)
-        assert time.perf_counter() - started < 0.1
+        assert time.process_time() - started < 0.1
 
 
 class TestInTheBrowser:
