@@ -1,5 +1,6 @@
 from . import halpern as halpern
 from . import implicit_diff as implicit_diff
+from . import matrix_completion as matrix_completion
 from .halpern import FiniteSumOperator as FiniteSumOperator
 from .halpern import MatrixGame as MatrixGame
 from .halpern import MonotoneInclusionResult as MonotoneInclusionResult
@@ -17,3 +18,11 @@ from .implicit_diff import custom_fixed_point as custom_fixed_point
 from .implicit_diff import custom_root as custom_root
 from .implicit_diff import root_jvp as root_jvp
 from .implicit_diff import root_vjp as root_vjp
+from .matrix_completion import Completion as Completion
+from .matrix_completion import Regressions as Regressions
+from .matrix_completion import RobustAltMin as RobustAltMin
+from .matrix_completion import clip_rows as clip_rows
+from .matrix_completion import exact_als as exact_als
+from .matrix_completion import soft_impute as soft_impute
+from .matrix_completion import spectral_init as spectral_init
+from .matrix_completion import weighted_multi_regression as weighted_multi_regression
