@@ -1,0 +1,13 @@
+from .diagnostics import GrokkingMonitor as GrokkingMonitor
+from .diagnostics import NLMCosine as NLMCosine
+from .diagnostics import Snapshot as Snapshot
+from .diagnostics import nlm_cosine as nlm_cosine
+from .diagnostics import softmax_collapse_fraction as softmax_collapse_fraction
+from .losses import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
+from .losses import log_stablemax as log_stablemax
+from .losses import stablemax as stablemax
+from .losses import stablemax_cross_entropy as stablemax_cross_entropy
+from .orthograd import OrthoGrad as OrthoGrad
+from .tasks import GrokkingTask as GrokkingTask
+from .tasks import modular_dataset as modular_dataset
+from .tasks import sparse_parity as sparse_parity
