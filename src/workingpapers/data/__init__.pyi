@@ -1,9 +1,13 @@
 from .causal_networks import gaussian_network as gaussian_network
 from .causal_networks import sachs as sachs
+from .movielens import movielens_100k as movielens_100k
 from .scanpy_cells import blood_cells as blood_cells
 from .sklearn_sets import breast_cancer as breast_cancer
+from .sklearn_sets import descriptions as descriptions
 from .sklearn_sets import diabetes as diabetes
 from .sklearn_sets import digits as digits
+from .sklearn_sets import iris as iris
+from .sklearn_sets import wine as wine
 from .smollm2 import smollm2 as smollm2
 from .source import DataNotInstalled as DataNotInstalled
 from .source import Dataset as Dataset
