@@ -132,7 +132,10 @@ def train(
                 scale = (second / (1.0 - 0.999 ** (t + 1))).sqrt_().add_(1e-8)
                 layer -= rates[t] * (first / (1.0 - 0.9 ** (t + 1))) / scale
     with torch.no_grad():
-        loss = run_losses(layers, inputs, targets, task.classes).double().mean(0).nan_to_num(torch.inf, torch.inf)
+        # in float32 the loss of a network that separates the classes rounds to 0
+        precise = [layer.double() for layer in layers]
+        loss = run_losses(precise, inputs.double(), targets.double(), task.classes).mean(0)
+        loss = loss.nan_to_num(torch.inf, torch.inf)
         outputs = forward(layers, task.test_inputs)
         if task.classes:
             wrong = outputs.argmax(1) != task.test_targets.argmax(1)[:, None]
