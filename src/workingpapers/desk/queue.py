@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlite3 import Row as Record
 from typing import TYPE_CHECKING, Any, Literal
 
+from workingpapers.desk import syntax
 from workingpapers.desk.catalogue import Paper, claims_path, paper
 from workingpapers.desk.claim import Scale
 from workingpapers.desk.expect import Verdict, worst
@@ -295,7 +296,7 @@ def claims_in(paper: Paper) -> Mapping[str, str]:
 
 @functools.lru_cache(maxsize=256)
 def _claims_of_file(file: Path, version: int) -> dict[str, str]:
-    functions = [node for node in ast.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in syntax.parse(file.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
     words = {node.name: [ast.unparse(found).partition("(")[0] for found in node.decorator_list] for node in functions}
     return {name: word for name, its in words.items() for word in its if word in ("claim", "benchmark")}
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from workingpapers.desk import syntax
 from workingpapers.desk.catalogue import FIELDS, Paper, claims_path
 from workingpapers.desk.titles import CLOSE, OPEN, SNIPPET, Title, Titles
 
@@ -212,7 +213,7 @@ def search_claims(papers: Iterable[Paper]) -> dict[str, list[str]]:
         if path is not None:
             files = sorted(path.parent.glob("*.py")) if path.name == "__init__.py" else [path]
             source = "\n".join(file.read_text(encoding="utf-8") for file in files)
-            found[paper.slug] = [ast.literal_eval(f"({text})") for text in _SAYS.findall(source)]
+            found[paper.slug] = [_text(text) for text in _SAYS.findall(source)]
     return found
 
 
@@ -238,6 +239,13 @@ _PART = re.compile(r"[A-Z][A-Z0-9]*(?=[A-Z][a-z])|[A-Z]?[a-z0-9]+|[A-Z0-9]+")
 _MARKED = re.compile(f"{OPEN}(.*?){CLOSE}")
 _SPELLING = re.compile(r"(?<=\w{3})i([sz])(?=\w*$)")
 _SAYS = re.compile(r"""\bsays=\(?\s*((?:"(?:[^"\\\n]|\\.)*"\s*|'(?:[^'\\\n]|\\.)*'\s*)+)""")
+
+
+def _text(literal: str) -> str:
+    """What a literal of one or several adjacent texts stands for."""
+    expression = syntax.parse(f"({literal})").body[0]
+    assert isinstance(expression, ast.Expr)
+    return str(ast.literal_eval(expression.value))
 
 
 def _words(text: str) -> list[str]:

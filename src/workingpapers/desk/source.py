@@ -22,6 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from workingpapers.desk import syntax
+
 if TYPE_CHECKING:
     from workingpapers.desk.claim import Claim
 
@@ -297,7 +299,7 @@ def _parsed(path: Path) -> Module:
 
 
 def _parse(text: str, path: Path) -> Module:
-    tree = ast.parse(text, str(path))
+    tree = syntax.parse(text, str(path))
     definitions: dict[str, list[Definition]] = {}
     always: list[Definition] = []
     attributes: set[str] = set()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from workingpapers.desk import syntax
 from workingpapers.desk.catalogue import Paper
 
 HOME = Path(__file__).resolve().parents[2]  # the package `workingpapers`
@@ -40,7 +41,7 @@ def _sources(paper: Paper) -> Iterator[ast.Module]:
     files = sorted(stem.glob("*.py"), key=lambda file: (file.name != "__init__.py", file.name))
     for file in files or [stem.with_suffix(".py")]:
         if file.is_file():
-            yield ast.parse(file.read_text(encoding="utf-8"))
+            yield syntax.parse(file.read_text(encoding="utf-8"))
 
 
 def _shown(docstring: str) -> str:

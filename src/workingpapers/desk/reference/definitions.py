@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from workingpapers.desk import syntax
+
 PACKAGE = "workingpapers"
 ROOT = Path(__file__).resolve().parents[2]
 SCALARS = {
@@ -111,13 +113,13 @@ def read(module: str) -> Source | None:
     if path is None:
         return None
     code = path.read_text(encoding="utf-8")
-    tree = ast.parse(code)
+    tree = syntax.parse(code)
     is_package = path.name == "__init__.py"
     package = module if is_package else module.rpartition(".")[0]
     body = list(tree.body)
     stub = path.with_suffix(".pyi")
     if stub.is_file():
-        body += ast.parse(stub.read_text(encoding="utf-8")).body
+        body += syntax.parse(stub.read_text(encoding="utf-8")).body
     imports: dict[str, tuple[str, str]] = {}
     aliased: list[str] = []
     defined: dict[str, ast.stmt] = {}
