@@ -270,6 +270,9 @@ def test_workers_die_with_their_parent(samples, log, tmp_path):
 
 def test_an_exception_of_the_caller_stops_the_cells_and_leaves_the_pool_usable(samples, store, log):
     def refuse(result):
+        end = time.monotonic() + 20
+        while not any(words[1] == "7" for words in log()) and time.monotonic() < end:  # the other one is at work
+            time.sleep(0.01)
         raise RuntimeError("enough")
 
     with Pool(jobs=2) as pool:
