@@ -28,10 +28,11 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 from workingpapers.desk.catalogue import FIELDS, papers
@@ -82,7 +83,7 @@ def fill(path: Path, count: int) -> None:
         claims += [(slug, name) for name in sorted(named) or ["claim"]]
     environment = json.dumps({"device": "cpu", "python": "3.11", "workingpapers": "0"})
 
-    def rows():  # type: ignore[no-untyped-def]
+    def rows() -> Iterator[tuple[Any, ...]]:
         for number in range(count):
             slug, claim = claims[number % len(claims)]
             cell = json.dumps({"method": "ours", "seed": number}, sort_keys=True)
@@ -148,7 +149,7 @@ class Server:
         found: dict[str, str] = json.loads(self._ask(f"/api/runs/{run}").read())
         return found
 
-    def _ask(self, path: str, body: bytes | None = None):  # type: ignore[no-untyped-def]
+    def _ask(self, path: str, body: bytes | None = None) -> Any:
         headers = {"cookie": self.cookie, "x-page-token": self._token, "content-type": "application/json"}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers)
         return urllib.request.urlopen(request, timeout=PATIENCE)
@@ -247,7 +248,7 @@ class Load:
         with suppress(ValueError):
             self._idle.remove(connection)
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         everything = [seconds for times in self.times.values() for seconds in times]
         return {
             "requests": len(self._plan),
@@ -319,7 +320,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {"n": len(ordered), "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "max": at(1.0)}
 
 
-def table(result: dict) -> str:  # type: ignore[type-arg]
+def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['requests']} requests in {result['seconds']} s over {result['connections']} connections, "
         f"errors: {result['errors'] or 'none'}",
