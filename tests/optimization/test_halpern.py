@@ -96,9 +96,9 @@ def test_residual_stays_below_the_published_bound_and_falls_as_one_over_k():
     h = result.history
     scale = operator.cocoercivity * np.linalg.norm(solution) / (h.iteration + 4)
     assert (h.residual_bound[1:] <= 16.0 * scale[1:]).all()
-    assert (h.residual <= h.residual_bound + 1e-12).all()
+    assert (h.fun <= h.residual_bound + 1e-12).all()
     late = h.iteration >= 20
-    assert np.polyfit(np.log(h.iteration[late]), np.log(h.residual[late]), 1)[0] < -0.6
+    assert np.polyfit(np.log(h.iteration[late]), np.log(h.fun[late]), 1)[0] < -0.6
 
 
 def test_a_pass_of_variance_reduction_buys_more_than_a_pass_of_the_deterministic_method():
@@ -173,9 +173,9 @@ def test_vr_forb_evaluates_the_resolvent_at_a_linear_rate():
     )
     np.testing.assert_allclose(found.x, exact_resolvent(M, c, eta)(centre), atol=1e-8)
     h = found.history
-    half = len(h.residual) // 2
-    assert h.residual[half] < 1e-3 * h.residual[0]
-    assert h.residual[-1] < 1e-3 * h.residual[half]
+    half = len(h.fun) // 2
+    assert h.fun[half] < 1e-3 * h.fun[0]
+    assert h.fun[-1] < 1e-3 * h.fun[half]
 
 
 def test_vr_forb_without_a_centre_solves_the_inclusion():
@@ -239,7 +239,7 @@ def test_an_inner_step_that_is_too_long_is_given_up():
         unfinished(vr_halpern_monotone, operator, np.ones(6), adaptive=False, **options)
     cautious = unfinished(vr_halpern_monotone, operator, np.ones(6), **options)
     within_theory = unfinished(vr_halpern_monotone, operator, np.ones(6), **(options | {"inner_step_scale": 0.5}))
-    assert cautious.residual < 1.5 * within_theory.residual < cautious.history.residual[0] / 2
+    assert cautious.residual < 1.5 * within_theory.residual < cautious.history.fun[0] / 2
 
 
 # --- games ---------------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ def test_compiled_and_plain_loops_agree(name, solver, batch_size):
     fast_calls, operator.oracle_calls = operator.oracle_calls, 0
     slow = unfinished(solver, operator, start, prox=plain(prox), **options)
     np.testing.assert_allclose(fast.x, slow.x, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(fast.history.residual, slow.history.residual, rtol=1e-6, atol=1e-11)
+    np.testing.assert_allclose(fast.history.fun, slow.history.fun, rtol=1e-6, atol=1e-11)
     assert fast.oracle_calls == slow.oracle_calls
     for found, counted in ((fast, fast_calls), (slow, operator.oracle_calls)):
         assert found.oracle_calls + found.evaluation_calls == counted
@@ -481,8 +481,8 @@ def test_extra_anchored_gradient_keeps_its_published_bound(variant, constant):
         extra_anchored_gradient, operator, np.ones(60), 1.0, variant=variant, tol=0.0, max_passes=801, eval_every=2
     )
     k = found.history.iteration
-    assert (found.history.residual**2 <= constant * 60.0 / ((k + 1) * (k + 2))).all()
-    assert found.residual < found.history.residual[0] / 20
+    assert (found.history.fun**2 <= constant * 60.0 / ((k + 1) * (k + 2))).all()
+    assert found.residual < found.history.fun[0] / 20
     assert found.oracle_calls == 801
 
 
@@ -500,7 +500,7 @@ def test_halpern_contracts_at_the_optimal_rate_where_its_anchor_is_removed_it_ci
     assert np.linalg.norm(operator(unanchored)) == pytest.approx(2.0)
     k = found.history.iteration
     # fixed-point residual of a nonexpansive map T: ||u_k - T u_k|| <= 2 ||u_0 - u*|| / (k + 1) (Lieder, 2021)
-    assert (found.history.residual <= 2 * np.sqrt(2) / (k + 1) + 1e-12).all()
+    assert (found.history.fun <= 2 * np.sqrt(2) / (k + 1) + 1e-12).all()
 
 
 def test_the_step_of_eag_v_decreases_to_its_published_limit():
@@ -575,7 +575,7 @@ def test_same_seed_same_result_and_checks_do_not_disturb(solver):
     rarely = run(0, 100.0)
     assert rarely.evaluation_calls < first.evaluation_calls
     if solver is not vr_halpern_monotone:  # whose last inner solve the budget may cut
-        assert len(rarely.history.residual) == 2
+        assert len(rarely.history.fun) == 2
 
 
 def test_a_tolerance_that_is_not_reached_is_a_warning_and_a_field():
@@ -583,7 +583,7 @@ def test_a_tolerance_that_is_not_reached_is_a_warning_and_a_field():
     with pytest.warns(RuntimeWarning, match="the passes are used up: residual"):
         found = vr_halpern(operator, np.zeros(4), tol=1e-12, max_passes=2, random_state=0)
     assert not found.converged
-    assert found.residual == found.history.residual[-1] > 1e-12
+    assert found.residual == found.history.fun[-1] > 1e-12
     assert found.duality_gap is None
     assert found.u is found.x
 

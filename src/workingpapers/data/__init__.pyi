@@ -1,5 +1,6 @@
 from .causal_networks import gaussian_network as gaussian_network
 from .causal_networks import sachs as sachs
+from .fashion_mnist import fashion_mnist as fashion_mnist
 from .movielens import movielens_100k as movielens_100k
 from .scanpy_cells import blood_cells as blood_cells
 from .sklearn_sets import breast_cancer as breast_cancer

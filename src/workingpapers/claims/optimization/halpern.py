@@ -150,8 +150,8 @@ def curve(solver: Solver, operator: FiniteSumOperator, checkpoints: list[int]) -
     except FloatingPointError:
         return [math.inf] * len(checkpoints)
     last = np.searchsorted(history.oracle_calls, np.array(checkpoints) * operator.n, side="right") - 1
-    last[-1] = len(history.residual) - 1  # the last step may exceed the budget by a fraction of a pass
-    return [float(residual) for residual in history.residual[last]]
+    last[-1] = len(history.fun) - 1  # the last step may exceed the budget by a fraction of a pass
+    return [float(residual) for residual in history.fun[last]]
 
 
 def tuned(method: str, operator: FiniteSumOperator, seed: int, checkpoints: list[int]) -> list[float]:
@@ -260,7 +260,7 @@ def rate(cell: Cell) -> list[Row]:
     return [
         {
             "iteration": int(history.iteration[i]),
-            "residual": float(history.residual[i]),
+            "residual": float(history.fun[i]),
             "share_of_bound": float(share[i - 1]),
         }
         for i in np.unique(found[found < len(history.iteration)])

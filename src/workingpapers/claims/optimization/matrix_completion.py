@@ -43,6 +43,7 @@ from workingpapers.optimization.matrix_completion import (
     soft_impute,
     weighted_multi_regression,
 )
+from workingpapers.optimization.result import History
 
 PAPER = "matrix-completion"
 NO_NUMBERS = "no experiments"
@@ -71,7 +72,8 @@ def large_sample(entries: int, per_row: int, rank: int, seed: int) -> sp.csr_arr
     U, V = (rng.standard_normal((n, rank)) / math.sqrt(rank) for _ in range(2))
     draws = -(n**2) * math.log1p(-per_row / n)  # so many hit a share per_row / n of the places at least once
     rows, columns = np.divmod(np.unique(rng.integers(n * n, size=round(draws))), n)
-    values = Completion(U, V, 0, True, "", {}).predict(rows, columns)
+    truth = Completion(x=(U, V), fun=0.0, converged=True, message="the truth", n_iterations=0, history=History({}))
+    values = truth.predict(rows, columns)
     indptr = np.r_[0, np.cumsum(np.bincount(rows, minlength=n))]
     return sp.csr_array((values, columns.astype(np.int32), indptr.astype(np.int32)), shape=(n, n))
 
@@ -113,7 +115,7 @@ def error_curve(X: Any, M: np.ndarray, rank: int, sweeps: int, method: str = "sk
         X,
         rank,
         tol=0.0,
-        max_sweeps=sweeps,
+        max_iter=sweeps,
         callback=lambda sweep, U, V: errors.append(relative_error(M, U, V)),
         **options,
     )
@@ -189,13 +191,13 @@ def sweeps_to_accuracy(cell: Cell) -> Row:
             X,
             cell.rank,
             tol=0.0,
-            max_sweeps=100,
+            max_iter=100,
             callback=lambda sweep, U, V: relative_error(M, U, V) < 1e-6,
             random_state=cell.seed,
         )
     reached = relative_error(M, found.U, found.V) < 1e-6
     return {
-        "sweeps": found.n_sweeps if reached else math.inf,
+        "sweeps": found.n_iterations if reached else math.inf,
         "operations": float(found.history["operations"].sum()),
     }
 
@@ -288,7 +290,7 @@ def one_regression(cell: Cell) -> Row:
 
 
 def sweep_cost(cell: Cell, X: sp.csr_array, sweeps: int = 2) -> Row:
-    found = run(cell.method, X, cell.rank, tol=0.0, max_sweeps=sweeps, random_state=cell.seed)
+    found = run(cell.method, X, cell.rank, tol=0.0, max_iter=sweeps, random_state=cell.seed)
     return {
         "operations": float(found.history["operations"].mean()),
         "sweep_seconds": float(found.history["seconds"].min()),
@@ -429,12 +431,12 @@ def ten_million_entries(cell: Cell) -> Row:
     plot=line(x="entries", y="peak_bytes", by="rank", log="xy"),
 )
 def memory(cell: Cell) -> Row:
-    run("sketch", large_sample(20_000, 100, cell.rank, 0), cell.rank, max_sweeps=1)  # loads the compiled code
+    run("sketch", large_sample(20_000, 100, cell.rank, 0), cell.rank, max_iter=1)  # loads the compiled code
     X = large_sample(cell.entries, 300, cell.rank, cell.seed)
     with suppress(OSError, AttributeError):  # pages freed by what ran before, kept by glibc, would hide new ones
         ctypes.CDLL(None).malloc_trim(0)
     with cell.timed():
-        run("sketch", X, cell.rank, tol=0.0, max_sweeps=1, random_state=cell.seed)
+        run("sketch", X, cell.rank, tol=0.0, max_iter=1, random_state=cell.seed)
     size = X.data.nbytes + X.indices.nbytes + X.indptr.nbytes + 8 * sum(X.shape) * cell.rank
     return {"peak_over_size": cell.cost["peak_bytes"] / size, "size_bytes": size}
 
@@ -476,7 +478,7 @@ def ratings_rmse(
     predicted = mean + of_user[users] + of_film[films]
     if method != "biases":
         X = sp.coo_array(((ratings - predicted)[fitted], (users[fitted], films[fitted])), shape=shape)
-        options = {"tol": 1e-3, "max_sweeps": sweeps, "random_state": seed, **setting}
+        options = {"tol": 1e-3, "max_iter": sweeps, "random_state": seed, **setting}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # films that nobody in the training ratings has rated; few sweeps
             found = soft_impute(X, **options) if method == "soft_impute" else METHODS[method](X, **options)
@@ -545,7 +547,7 @@ def exact_against_implicit(cell: Cell) -> Row:
     X = large_sample(cell.entries, 100, cell.rank, 0)
     if cell.contender == "exact_als":
         with cell.timed():
-            run("normal equations", X, cell.rank, tol=0.0, max_sweeps=4, random_state=0)
+            run("normal equations", X, cell.rank, tol=0.0, max_iter=4, random_state=0)
         return {}
     als = require("implicit.cpu.als", extra="peers")
     weights = sp.csr_matrix((np.full(X.nnz, 2.0, np.float32), X.indices, X.indptr), shape=X.shape)
@@ -581,5 +583,5 @@ def exact_against_implicit(cell: Cell) -> Row:
 def time_of_a_sweep(cell: Cell) -> Row:
     X = large_sample(cell.entries, 500 if cell.entries > 100_000 else 150, cell.rank, 0)
     with cell.timed():
-        found = run(cell.contender, X, cell.rank, tol=0.0, max_sweeps=2, random_state=0)
+        found = run(cell.contender, X, cell.rank, tol=0.0, max_iter=2, random_state=0)
     return {"sweep_seconds": float(found.history["seconds"].mean())}

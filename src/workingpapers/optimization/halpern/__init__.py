@@ -36,12 +36,11 @@ from workingpapers.optimization.halpern.operators import (
     matrix_game,
 )
 from workingpapers.optimization.halpern.prox import BoxProx, L1Prox, SimplexPairProx, identity_prox, simplex_prox
-from workingpapers.optimization.halpern.result import History, MonotoneInclusionResult
+from workingpapers.optimization.halpern.result import MonotoneInclusionResult
 
 __all__ = [
     "BoxProx",
     "FiniteSumOperator",
-    "History",
     "L1Prox",
     "MatrixGame",
     "MonotoneInclusionResult",

@@ -14,6 +14,7 @@ from workingpapers.common.validation import check_finite, check_integer, check_n
 from workingpapers.optimization.halpern._kernels import Components, Resolvent
 from workingpapers.optimization.halpern.operators import FiniteSumOperator, Oracle
 from workingpapers.optimization.halpern.prox import Prox, Vector, compiled_prox, identity_prox
+from workingpapers.optimization.result import History, OptimizationResult
 
 Callback = Callable[[int, Vector, float], object]
 RandomState = int | np.random.Generator | None
@@ -21,61 +22,41 @@ RandomState = int | np.random.Generator | None
 _STALLED = 10  # checks without any decrease before the user is told
 
 
-@dataclass(frozen=True, eq=False)
-class History:
-    """One entry per evaluation of the residual.
-
-    Attributes
-    ----------
-    oracle_calls : component evaluations spent by the method until then, without those of the residual.
-    iteration : the iteration at whose end the point was reached.
-    residual : the natural residual R(u).
-    residual_bound : ||F(u) + g|| with the g in G(u) of the last resolvent; at least Res(u), infinite where the
-        method does not end on a resolvent.
-    duality_gap : of a matrix game; NaN for other problems.
-    """
-
-    oracle_calls: Int[np.ndarray, " checks"]
-    iteration: Int[np.ndarray, " checks"]
-    residual: Float[np.ndarray, " checks"]
-    residual_bound: Float[np.ndarray, " checks"]
-    duality_gap: Float[np.ndarray, " checks"]
-
-
-@dataclass(frozen=True, eq=False)
-class MonotoneInclusionResult:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MonotoneInclusionResult(OptimizationResult):
     """A point u with 0 in F(u) + G(u), approximately, and how it was reached.
 
     Attributes
     ----------
     x : the last iterate, shape (d,); `u` is the same array under the paper's name.
-    residual : R(u) = L_F ||u - J_{G/L_F}(u - F(u)/L_F)|| at x, with the true F; see
-        `FiniteSumOperator.natural_residual`. L stands in for L_F where L_F is unknown.
-    residual_bound : ||F(u) + g|| with a known g in G(u), so an upper bound of the operator norm residual Res(u);
-        infinite where the method does not end on a resolvent.
+    fun : the natural residual R(u) = L_F ||u - J_{G/L_F}(u - F(u)/L_F)|| at x, with the true F; see
+        `FiniteSumOperator.natural_residual`. L stands in for L_F where L_F is unknown. `residual` is its other name.
     converged : whether residual <= tol.
     message : why the solver stopped, for people.
     n_iterations : iterations; of `vr_halpern_monotone`, outer ones.
+    history : one row for each evaluation of the residual: "iteration", at whose end the point was reached; "fun", the
+        natural residual; "oracle_calls", those of the method until then, without those of the residual;
+        "residual_bound"; "duality_gap" of a matrix game, NaN for other problems.
+    residual_bound : ||F(u) + g|| with a known g in G(u), so an upper bound of the operator norm residual Res(u);
+        infinite where the method does not end on a resolvent.
     oracle_calls : component evaluations F_i(u) spent by the method; n of them are one pass.
     evaluation_calls : further component evaluations, spent on the residual.
-    history : the residual on the way.
     duality_gap : at x, for a matrix game; otherwise None.
     """
 
-    x: Vector
-    residual: float
     residual_bound: float
-    converged: bool
-    message: str
-    n_iterations: int
     oracle_calls: int
     evaluation_calls: int
-    history: History
     duality_gap: float | None
 
     @property
     def u(self) -> Vector:
-        return self.x
+        vector: Vector = self.x
+        return vector
+
+    @property
+    def residual(self) -> float:
+        return self.fun
 
 
 @dataclass
@@ -140,7 +121,7 @@ class Progress:
         self.calls = 0
         self.evaluation_calls = 0
         self.next_check = self.interval
-        self.records: list[tuple[int, int, float, float, float]] = []
+        self.records: list[dict[str, float]] = []
         self.rises = 0
         self.stopped_by_callback = False
 
@@ -174,19 +155,27 @@ class Progress:
             g = np.zeros_like(u)
         bound = math.inf if g is None else float(np.linalg.norm(value + g))
         gap = self.operator.duality_gap(u)
-        self.rises = self.rises + 1 if self.records and residual >= self.records[-1][2] else 0
+        self.rises = self.rises + 1 if self.records and residual >= self.records[-1]["fun"] else 0
         if self.rises == _STALLED:
             message = f"the residual has not decreased over {_STALLED} checks (now {residual:.1e}): is F monotone?"
             warnings.warn(message, RuntimeWarning, stacklevel=3)
-        self.records.append((self.calls, iteration, residual, bound, math.nan if gap is None else gap))
+        self.records.append(
+            {
+                "iteration": iteration,
+                "fun": residual,
+                "oracle_calls": self.calls,
+                "residual_bound": bound,
+                "duality_gap": math.nan if gap is None else gap,
+            }
+        )
         self.next_check = self.calls + self.interval
         if self.callback is not None and self.callback(iteration, u.copy(), residual):
             self.stopped_by_callback = True
         return residual <= self.tol or self.stopped_by_callback or self.calls >= self.budget
 
     def result(self, u: Vector) -> MonotoneInclusionResult:
-        calls, iterations, residuals, bounds, gaps = (np.array(column) for column in zip(*self.records, strict=True))
-        residual, gap = float(residuals[-1]), float(gaps[-1])
+        history = History.of(self.records)
+        residual, gap = float(history["fun"][-1]), float(history["duality_gap"][-1])
         converged = residual <= self.tol
         passes = self.calls / self.operator.n
         if converged:
@@ -197,14 +186,14 @@ class Progress:
             warnings.warn(message, RuntimeWarning, stacklevel=3)
         return MonotoneInclusionResult(
             x=u.copy(),
-            residual=residual,
-            residual_bound=float(bounds[-1]),
+            fun=residual,
+            residual_bound=float(history["residual_bound"][-1]),
             converged=converged,
             message=message,
-            n_iterations=int(iterations[-1]),
+            n_iterations=int(history["iteration"][-1]),
             oracle_calls=self.calls,
             evaluation_calls=self.evaluation_calls,
-            history=History(calls, iterations, residuals, bounds, gaps),
+            history=history,
             duality_gap=None if math.isnan(gap) else gap,
         )
 

@@ -29,7 +29,8 @@ Reference: Blondel, Berthet, Cuturi, Frostig, Hoyer, Llinares-López, Pedregosa 
 Implicit Differentiation", NeurIPS 2022 (arXiv 2105.15183).
 """
 
-from workingpapers.optimization.implicit_diff import linear_solve, optimality, projection, prox
+from workingpapers.common import prox
+from workingpapers.optimization.implicit_diff import linear_solve, optimality, projection
 from workingpapers.optimization.implicit_diff.decorators import (
     ImplicitSolver,
     LinearSolveInfo,

@@ -17,8 +17,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from torch import Tensor
 
+from workingpapers.common import projection, prox
 from workingpapers.common.validation import check_choice, check_finite, check_integer, check_number
-from workingpapers.optimization.implicit_diff import projection, prox
 from workingpapers.optimization.implicit_diff.decorators import ImplicitSolver, custom_fixed_point, custom_root
 
 Design = Float[Tensor, "n p"]

@@ -20,6 +20,7 @@ from workingpapers.optimization.matrix_completion import _kernels as kernels
 from workingpapers.optimization.matrix_completion.observed import Matrix, Observed, in_threads, warn_about_empty
 from workingpapers.optimization.matrix_completion.regression import Solver
 from workingpapers.optimization.matrix_completion.spectral import check_rank, initial_factor, orthonormal
+from workingpapers.optimization.result import History, OptimizationResult
 
 Callback = Callable[[int, Matrix, Matrix], object]
 
@@ -27,30 +28,34 @@ _TOO_MANY_SHORT = 0.1  # share of rows or columns with fewer entries than the ra
 _FLOOR = 0.1  # share of the tolerance below which solving a regression better changes nothing
 
 
-@dataclass(frozen=True, eq=False)
-class Completion:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Completion(OptimizationResult):
     """A completed matrix U V^T, and how it was reached.
 
     Attributes
     ----------
-    U : (m, k), carries the scale.
-    V : (n, k), with orthonormal columns.
-    n_sweeps : sweeps made; one updates both factors.
+    x : the pair (U, V): U of shape (m, k) carries the scale, V of shape (n, k) has orthonormal columns.
+    fun : the root mean square of X - U V^T over the fitted entries, in units of X.
+    n_iterations : sweeps made; one updates both factors.
     converged : whether the last sweep changed the completion by at most the tolerance.
     message : why it stopped, for people.
-    history : one number per sweep, by name. "train_rmse" and "heldout_rmse" (where entries were held out) are root
-        mean squares over these entries, in units of X; "change" is |P_O(X_t - X_{t-1})| / |P_O(X_t)|; "inner_steps"
-        conjugate gradient steps per regression; "operations" multiply-adds; "seconds" of the clock.
+    history : one row for each sweep. "iteration"; "fun"; "heldout_rmse", the same over the entries held out, where
+        there are any; "change" is |P_O(X_t - X_{t-1})| / |P_O(X_t)|; "inner_steps" conjugate gradient steps per
+        regression; "operations" multiply-adds; "seconds" of the clock.
     n_fallbacks : regressions solved exactly because their sketch was nearly singular.
     """
 
-    U: Float[np.ndarray, "m k"]
-    V: Float[np.ndarray, "n k"]
-    n_sweeps: int
-    converged: bool
-    message: str
-    history: dict[str, Float[np.ndarray, " sweeps"]]
     n_fallbacks: int = 0
+
+    @property
+    def U(self) -> Float[np.ndarray, "m k"]:  # noqa: N802 - a matrix
+        factor: Matrix = self.x[0]
+        return factor
+
+    @property
+    def V(self) -> Float[np.ndarray, "n k"]:  # noqa: N802
+        factor: Matrix = self.x[1]
+        return factor
 
     def complete(self) -> Float[np.ndarray, "m n"]:
         """All m n entries of U V^T."""
@@ -87,7 +92,7 @@ def alternate(
     solver: Solver,
     *,
     tol: float,
-    max_sweeps: int,
+    max_iter: int,
     rng: np.random.Generator,
     sample_splitting: bool = False,
     warm_start_rows: bool = True,
@@ -100,10 +105,10 @@ def alternate(
     """Fit U V^T to the observed entries; see `RobustAltMin` for the method and its parameters."""
     check_rank(rank, observed.shape)
     check_number("tol", tol, at_least=0.0)
-    check_integer("max_sweeps", max_sweeps, at_least=1)
+    check_integer("max_iter", max_iter, at_least=1)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
-    _refuse_too_few(observed, rank, solver.reg, 2 * max_sweeps + 1 if sample_splitting else 1)
+    _refuse_too_few(observed, rank, solver.reg, 2 * max_iter + 1 if sample_splitting else 1)
     warn_about_empty(observed, stacklevel + 1)
     m, n = observed.shape
     size = observed.norm
@@ -111,9 +116,10 @@ def alternate(
         message = "all observed entries are zero; so is the completion"
         warnings.warn(message, RuntimeWarning, stacklevel=stacklevel)
         dtype = observed.values.dtype
-        return Completion(np.zeros((m, rank), dtype), np.eye(n, rank, dtype=dtype), 0, True, message, {})
+        zero = (np.zeros((m, rank), dtype), np.eye(n, rank, dtype=dtype))
+        return Completion(x=zero, fun=0.0, converged=True, message=message, n_iterations=0, history=History({}))
 
-    part = rng.integers(2 * max_sweeps + 1, size=observed.size, dtype=np.int32) if sample_splitting else None
+    part = rng.integers(2 * max_iter + 1, size=observed.size, dtype=np.int32) if sample_splitting else None
 
     def sample(index: int) -> Observed:
         return observed if part is None else observed.part(part == index)
@@ -125,9 +131,9 @@ def alternate(
         V_start = np.asarray(first.csr.T @ U) * (m * n / first.size)
         fitted = np.zeros_like(observed.values)
         floor = _FLOOR * tol * size if adaptive_floor else 0.0
-        records: list[tuple[float, ...]] = []
+        records: list[dict[str, float]] = []
         fallbacks, converged, message = 0, False, ""
-        for sweep in range(max_sweeps):
+        for sweep in range(max_iter):
             began = time.perf_counter()
             if not warm_start_rows:
                 V_start = np.zeros_like(V_start)
@@ -136,7 +142,7 @@ def alternate(
             V, R = orthonormal(for_V.V)
             # the same completion in the new basis: U (V R)^T = (U R^T) V^T
             U_start = U @ R.T if warm_start_rows else np.zeros_like(U)
-            rows = sample(max_sweeps + sweep + 1)
+            rows = sample(max_iter + sweep + 1)
             for_U = solver.solve(rows, V, U_start, int(rng.integers(2**62)), floor / math.sqrt(m))
             U_scaled = for_U.V
             U, R = orthonormal(U_scaled)
@@ -151,21 +157,22 @@ def alternate(
             seconds = time.perf_counter() - began
             fallbacks += for_V.n_fallbacks + for_U.n_fallbacks
             records.append(
-                (
-                    math.sqrt(residuals / observed.size),
-                    _rmse(held_out, U_scaled, V),
-                    change,
-                    (for_V.steps + for_U.steps) / (m + n),
+                {
+                    "iteration": sweep + 1,
+                    "fun": math.sqrt(residuals / observed.size),
+                    "heldout_rmse": _rmse(held_out, U_scaled, V),
+                    "change": change,
+                    "inner_steps": (for_V.steps + for_U.steps) / (m + n),
                     # regressions; Q and R of both factors and one product with R each; the comparison
-                    float(
+                    "operations": float(
                         for_V.operations
                         + for_U.operations
                         + 3 * (m + n) * rank**2
                         - 4 * rank**3 // 3
                         + observed.size * rank
                     ),
-                    seconds,
-                )
+                    "seconds": seconds,
+                }
             )
             converged = change <= tol
             stopped = callback is not None and bool(callback(sweep + 1, U_scaled, V))
@@ -176,14 +183,21 @@ def alternate(
                 message = f"the callback asked to stop after {sweep + 1} sweeps"
                 break
         else:
-            message = f"change {change:.1e} > tol {tol:.1e} after {max_sweeps} sweeps"
+            message = f"change {change:.1e} > tol {tol:.1e} after {max_iter} sweeps"
             if tol > 0.0:
                 warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel)
-    names = ("train_rmse", "heldout_rmse", "change", "inner_steps", "operations", "seconds")
-    history = {name: np.array(column) for name, column in zip(names, zip(*records, strict=True), strict=True)}
     if held_out is None:
-        del history["heldout_rmse"]
-    return Completion(U_scaled, V, len(records), converged, message, history, fallbacks)
+        for row in records:
+            del row["heldout_rmse"]
+    return Completion(
+        x=(U_scaled, V),
+        fun=records[-1]["fun"],
+        converged=converged,
+        message=message,
+        n_iterations=len(records),
+        history=History.of(records),
+        n_fallbacks=fallbacks,
+    )
 
 
 def _compare(
@@ -230,10 +244,10 @@ def _refuse_too_few(observed: Observed, rank: int, reg: float, parts: int) -> No
     if reg > 0.0:
         return
     for name, side in (("rows", observed), ("columns", observed.transposed)):
-        counts = side.counts
-        short = int(((counts > 0) & (counts < rank)).sum())
+        counts = side.counts[side.counts > 0]
+        short = int((counts < rank).sum())
         if short > _TOO_MANY_SHORT * len(counts):
             raise ValueError(
-                f"{short} of {len(counts)} {name} of X have fewer entries than rank={rank}: "
+                f"{short} of the {len(counts)} {name} of X that have entries have fewer than rank={rank}: "
                 "take a smaller rank or reg above 0"
             )

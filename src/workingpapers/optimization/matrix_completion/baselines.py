@@ -18,6 +18,7 @@ from workingpapers.optimization.matrix_completion.alternating import Callback, C
 from workingpapers.optimization.matrix_completion.observed import Matrix, Observed, warn_about_empty
 from workingpapers.optimization.matrix_completion.regression import Solver
 from workingpapers.optimization.matrix_completion.spectral import check_rank
+from workingpapers.optimization.result import History
 
 
 def exact_als(
@@ -27,7 +28,7 @@ def exact_als(
     solver: Literal["normal", "qr"] = "normal",
     reg: float = 0.0,
     tol: float = 1e-6,
-    max_sweeps: int = 50,
+    max_iter: int = 50,
     incoherence: float | None = None,
     n_jobs: int | None = None,
     callback: Callback | None = None,
@@ -40,7 +41,7 @@ def exact_als(
 
     Parameters
     ----------
-    X, rank, reg, tol, max_sweeps, incoherence, n_jobs, callback, random_state : as for `RobustAltMin`.
+    X, rank, reg, tol, max_iter, incoherence, n_jobs, callback, random_state : as for `RobustAltMin`.
     solver : "normal" for normal equations by Cholesky factorisation; "qr" for a QR factorisation of every regression,
         about twice the multiply-adds, for factors so ill-conditioned that squaring their condition matters.
 
@@ -58,7 +59,7 @@ def exact_als(
         rank,
         Solver("exact" if solver == "normal" else "qr", reg=reg, n_jobs=n_jobs),
         tol=tol,
-        max_sweeps=max_sweeps,
+        max_iter=max_iter,
         rng=np.random.default_rng(random_state),
         incoherence=incoherence,
         callback=callback,
@@ -71,7 +72,7 @@ def soft_impute(
     rank: int,
     *,
     tol: float = 1e-5,
-    max_sweeps: int = 200,
+    max_iter: int = 200,
     callback: Callback | None = None,
     random_state: int | np.random.Generator | None = None,
 ) -> Completion:
@@ -87,7 +88,7 @@ def soft_impute(
     shrinkage : positive, subtracted from the singular values of the filled matrix; from the largest singular value of
         the observed entries on, the completion is zero.
     rank : largest rank allowed, from 1 to min(m, n).
-    tol, max_sweeps, callback, random_state : as for `RobustAltMin`.
+    tol, max_iter, callback, random_state : as for `RobustAltMin`.
 
     Raises
     ------
@@ -103,7 +104,7 @@ def soft_impute(
     """
     check_number("shrinkage", shrinkage, above=0.0)
     check_number("tol", tol, at_least=0.0)
-    check_integer("max_sweeps", max_sweeps, at_least=1)
+    check_integer("max_iter", max_iter, at_least=1)
     observed = Observed.of(X)
     check_rank(rank, observed.shape)
     warn_about_empty(observed, 3)
@@ -112,8 +113,9 @@ def soft_impute(
     if size == 0.0:
         message = "all observed entries are zero; so is the completion"
         warnings.warn(message, RuntimeWarning, stacklevel=2)
-        zero, dtype = np.zeros((observed.shape[0], rank), observed.values.dtype), observed.values.dtype
-        return Completion(zero, np.eye(observed.shape[1], rank, dtype=dtype), 0, True, message, {})
+        (m, n), dtype = observed.shape, observed.values.dtype
+        zero = (np.zeros((m, rank), dtype), np.eye(n, rank, dtype=dtype))
+        return Completion(x=zero, fun=0.0, converged=True, message=message, n_iterations=0, history=History({}))
 
     # the completion is U diag(sigma) V^T; unshrunk at the start, as a zero in sigma would stay one
     U, sigma, Vt = randomized_svd(observed.csr, rank, n_iter=2, random_state=int(rng.integers(2**31)))
@@ -130,9 +132,9 @@ def soft_impute(
         return sums
 
     compare(U * sigma, V)
-    records: list[tuple[float, float, float]] = []
+    records: list[dict[str, float]] = []
     converged = False
-    for sweep in range(max_sweeps):
+    for sweep in range(max_iter):
         began = time.perf_counter()
         before = fitted.copy()
         U, sigma, V = _ridge_half_step(residual.T, U, sigma, V, shrinkage)
@@ -142,20 +144,34 @@ def soft_impute(
         if not math.isfinite(residuals):
             raise FloatingPointError(f"sweep {sweep + 1} is not finite: is X too large for its type?")
         change = float(np.linalg.norm(fitted - before)) / math.sqrt(squares) if squares else 0.0
-        records.append((math.sqrt(residuals / observed.size), change, time.perf_counter() - began))
+        records.append(
+            {
+                "iteration": sweep + 1,
+                "fun": math.sqrt(residuals / observed.size),
+                "change": change,
+                "seconds": time.perf_counter() - began,
+            }
+        )
         converged = change <= tol
         if converged or (callback is not None and callback(sweep + 1, U * sigma, V)):
             break
     message = f"change {change:.1e} {'<=' if converged else '>'} tol {tol:.1e} after {len(records)} sweeps"
-    if not converged and len(records) == max_sweeps and tol > 0.0:
+    if not converged and len(records) == max_iter and tol > 0.0:
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
     # one step of SoftImpute itself within the space found: the singular values of the filled matrix, shrunk
     U, sigma, Rt = np.linalg.svd(residual @ V + U * sigma, full_matrices=False)
     sigma = np.maximum(sigma - shrinkage, 0.0)
-    names = ("train_rmse", "change", "seconds")
-    history = {name: np.array(column) for name, column in zip(names, zip(*records, strict=True), strict=True)}
-    return Completion(U * sigma, V @ Rt.T, len(records), converged, message, history)
+    scaled, V = U * sigma, V @ Rt.T
+    residuals, _, _ = compare(scaled, V)
+    return Completion(
+        x=(scaled, V),
+        fun=math.sqrt(residuals / observed.size),
+        converged=converged,
+        message=message,
+        n_iterations=len(records),
+        history=History.of(records),
+    )
 
 
 def _ridge_half_step(

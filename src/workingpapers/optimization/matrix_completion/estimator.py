@@ -33,7 +33,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     ----------
     rank : k, from 1 to min(m, n). Without `reg`, at most 10 % of the rows and columns may have fewer entries.
     tol : at least 0; stop when a sweep changes the completion at the observed entries by at most this, relative.
-    max_sweeps : at least 1.
+    max_iter : at least 1.
     inner : "sketch" for conjugate gradients preconditioned with the R of a sketch's QR factorisation, the method of
         the paper; "cg" with a diagonal preconditioner, the cheapest where M is incoherent indeed; "exact" for normal
         equations; "qr" for QR factorisations.
@@ -41,7 +41,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     sketch_factor : at least 2; the sketch has this times k rows.
     inner_tol : in [0, 1); "auto" is 0.1, and no steps are spent below 0.1 `tol` of the entries' norm. 0 makes
         `max_inner` steps everywhere.
-    sample_splitting : use other entries in every half-step, 2 max_sweeps + 1 parts in all, as the analysis does. Only
+    sample_splitting : use other entries in every half-step, 2 max_iter + 1 parts in all, as the analysis does. Only
         for studying it: reusing all entries needs far fewer of them, though nothing is proved about it.
     warm_start_rows : start the regressions from the previous completion. With cold starts the error stalls at what
         `max_inner` steps leave.
@@ -57,8 +57,9 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     Attributes
     ----------
     U_ : (m, k), carries the scale. V_ : (n, k), with orthonormal columns.
-    history_ : one number per sweep, by name; see `Completion`.
-    n_sweeps_, converged_, n_fallbacks_ : see `Completion`; `fit` warns with a `ConvergenceWarning` if not converged.
+    history_ : one row for each sweep, columns by name; see `Completion`.
+    n_iter_ : sweeps made.
+    converged_, n_fallbacks_ : see `Completion`; `fit` warns with a `ConvergenceWarning` if not converged.
 
     Examples
     --------
@@ -74,7 +75,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         self,
         rank: int,
         tol: float = 1e-6,
-        max_sweeps: int = 50,
+        max_iter: int = 50,
         *,
         inner: Inner = "sketch",
         sketch: Sketch = "countsketch",
@@ -92,7 +93,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     ) -> None:
         self.rank = rank
         self.tol = tol
-        self.max_sweeps = max_sweeps
+        self.max_iter = max_iter
         self.inner = inner
         self.sketch = sketch
         self.sketch_factor = sketch_factor
@@ -159,7 +160,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
             self.rank,
             solver,
             tol=self.tol,
-            max_sweeps=self.max_sweeps,
+            max_iter=self.max_iter,
             rng=rng,
             sample_splitting=self.sample_splitting,
             warm_start_rows=self.warm_start_rows,
@@ -170,7 +171,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         )
         self.n_features_in_ = observed.shape[1]
         self.U_, self.V_, self.history_ = found.U, found.V, found.history
-        self.n_sweeps_, self.converged_, self.n_fallbacks_ = found.n_sweeps, found.converged, found.n_fallbacks
+        self.n_iter_, self.converged_, self.n_fallbacks_ = found.n_iterations, found.converged, found.n_fallbacks
         self._completion = found
         return self
 

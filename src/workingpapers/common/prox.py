@@ -1,7 +1,7 @@
 """Proximal operators: prox(v) minimises |u - v|² / 2 + scaling · g(u), differentiable in v and in g's parameters.
 
 The second argument holds g's parameters and the third the scaling, so that every operator here fits
-`optimality.proximal_gradient`. Strengths are numbers or tensors that broadcast with v, at least 0. At a kink, where
+`optimization.implicit_diff`. Strengths are numbers or tensors that broadcast with v, at least 0. At a kink, where
 the operator is not differentiable, torch's choice of a subgradient is used.
 
 Reference: Parikh and Boyd, "Proximal Algorithms", Foundations and Trends in Optimization 1(3), 2014.
