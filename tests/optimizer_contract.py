@@ -127,10 +127,10 @@ def _closure_has_gradients(make: Make) -> None:
         loss.backward()
         return loss
 
-    expected = float(loss_of(model, 0))
+    expected = float(loss_of(model, 0).detach())
     with torch.no_grad():
         returned = optimiser.step(evaluate)
-    assert float(returned) == expected
+    assert float(returned.detach()) == expected
     assert not any(parameter.grad_fn for parameter in model.parameters())
 
 
@@ -173,7 +173,7 @@ def _takes_groups(make: Make, closure: bool, learning_rate: bool) -> None:
 def _descends(make: Make, dtype: torch.dtype, steps: int) -> None:
     model = network(dtype)
     optimiser = make(model.parameters())
-    before = float(loss_of(model, 0))
+    before = float(loss_of(model, 0).detach())
 
     def evaluate() -> torch.Tensor:
         optimiser.zero_grad()
@@ -183,7 +183,7 @@ def _descends(make: Make, dtype: torch.dtype, steps: int) -> None:
 
     for _ in range(4 * steps):
         optimiser.step(evaluate)
-    after = float(loss_of(model, 0))
+    after = float(loss_of(model, 0).detach())
     assert after < before, f"in {dtype} the loss went from {before} to {after}"
     assert all(parameter.dtype == dtype and parameter.isfinite().all() for parameter in model.parameters())
 
