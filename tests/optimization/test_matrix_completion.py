@@ -10,6 +10,7 @@ import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import Ridge
+from sklearn.utils.estimator_checks import check_estimator
 
 from workingpapers.optimization import matrix_completion
 from workingpapers.optimization.matrix_completion import (
@@ -44,7 +45,7 @@ def curve(X, M, rank, sweeps, **options):
     RobustAltMin(
         rank,
         tol=0.0,
-        max_iter=sweeps,
+        max_sweeps=sweeps,
         callback=lambda t, U, V: errors.append(error(M, U, V)),
         random_state=0,
         **options,
@@ -225,18 +226,18 @@ def test_without_warm_starts_the_error_stalls():
 @pytest.mark.parametrize("options", [{"inner": "exact"}, {"inner": "qr"}, {"inner": "cg"}, {}, {"sketch": "srht"}])
 def test_the_matrix_is_recovered_where_it_was_not_observed(problem, options):
     M, X, mask = problem
-    model = RobustAltMin(5, tol=1e-8, max_iter=100, random_state=0, **options).fit(X)
+    model = RobustAltMin(5, tol=1e-8, max_sweeps=100, random_state=0, **options).fit(X)
     assert model.converged_
     np.testing.assert_allclose(model.complete()[~mask], M[~mask], atol=1e-6)
     np.testing.assert_allclose(model.V_.T @ model.V_, np.eye(5), atol=1e-12)
     assert model.history_["change"][-1] <= 1e-8 < model.history_["change"][-2]
-    assert len(model.history_["fun"]) == model.n_iter_ == len(model.history_["operations"])
+    assert len(model.history_["train_rmse"]) == model.n_sweeps_ == len(model.history_["operations"])
 
 
 def test_a_sweep_is_two_least_squares_problems_and_two_changes_of_basis(problem):
     _, X, mask = problem
     dense, found = X.toarray(), []
-    exact_als(X, 5, tol=0.0, max_iter=2, callback=lambda t, U, V: found.append(U @ V.T), random_state=0)
+    exact_als(X, 5, tol=0.0, max_sweeps=2, callback=lambda t, U, V: found.append(U @ V.T), random_state=0)
     U = spectral_init(X, 5, random_state=np.random.default_rng(0))
     for completion in found:
         V = np.array([np.linalg.lstsq(U[mask[:, j]], dense[mask[:, j], j])[0] for j in range(mask.shape[1])])
@@ -252,7 +253,7 @@ def test_exact_als_is_the_estimator_with_exact_regressions_by_either_solver(prob
     for solver in ("normal", "qr"):
         found = exact_als(X, 5, solver=solver, random_state=0)
         np.testing.assert_allclose(found.complete(), model.complete(), atol=1e-8)
-        assert found.n_iterations == model.n_iter_
+        assert found.n_iterations == model.n_sweeps_
 
 
 def test_regularisation_minimises_the_penalised_objective(problem):
@@ -263,9 +264,9 @@ def test_regularisation_minimises_the_penalised_objective(problem):
     def objective(t, U, V):
         objectives.append(((U @ V.T - noisy.toarray())[mask] ** 2).sum() + reg * ((U @ V.T) ** 2).sum())
 
-    exact_als(noisy, 5, reg=reg, tol=0.0, max_iter=40, callback=objective, random_state=0)
+    exact_als(noisy, 5, reg=reg, tol=0.0, max_sweeps=40, callback=objective, random_state=0)
     assert (np.diff(objectives) <= 1e-12).all()
-    inexact = RobustAltMin(5, reg=reg, tol=1e-9, max_iter=200, random_state=0).fit(noisy)
+    inexact = RobustAltMin(5, reg=reg, tol=1e-9, max_sweeps=200, random_state=0).fit(noisy)
     completion = inexact.complete()
     final = ((completion - noisy.toarray())[mask] ** 2).sum() + reg * (completion**2).sum()
     assert final == pytest.approx(objectives[-1], rel=1e-6)
@@ -274,7 +275,7 @@ def test_regularisation_minimises_the_penalised_objective(problem):
 def test_sample_splitting_uses_every_entry_once_and_needs_many():
     M = low_rank(500, 500, 2)
     X, mask = sampled(M, 0.9)
-    model = RobustAltMin(2, tol=0.0, max_iter=5, sample_splitting=True, random_state=0).fit(X)
+    model = RobustAltMin(2, tol=0.0, max_sweeps=5, sample_splitting=True, random_state=0).fit(X)
     assert np.abs(model.complete() - M)[~mask].max() < 1e-3
     with pytest.raises(ValueError, match=r"sample_splitting makes 101 parts .* p = 0.40 .* would be needed, 0.10 is"):
         RobustAltMin(2, sample_splitting=True).fit(sampled(M, 0.1)[0])
@@ -284,11 +285,11 @@ def test_held_out_entries_are_not_fitted_and_are_measured(problem):
     M, _, _ = problem
     rng = np.random.default_rng(0)
     X, _ = sampled(M + 0.05 * rng.standard_normal(M.shape), 0.3)
-    model = RobustAltMin(5, tol=1e-3, max_iter=500, validation_fraction=0.2, random_state=0).fit(X)
-    assert model.history_["heldout_rmse"][-1] > 1.2 * model.history_["fun"][-1]
+    model = RobustAltMin(5, tol=1e-3, max_sweeps=500, validation_fraction=0.2, random_state=0).fit(X)
+    assert model.history_["heldout_rmse"][-1] > 1.2 * model.history_["train_rmse"][-1]
     # as many entries as the whole has, but fitted to 80 % of them: between the two
     assert -model.score(X) == pytest.approx(
-        np.sqrt(0.8 * model.history_["fun"][-1] ** 2 + 0.2 * model.history_["heldout_rmse"][-1] ** 2), rel=0.02
+        np.sqrt(0.8 * model.history_["train_rmse"][-1] ** 2 + 0.2 * model.history_["heldout_rmse"][-1] ** 2), rel=0.02
     )
 
 
@@ -298,13 +299,13 @@ def test_stored_zeros_are_observations():
     mask = np.random.default_rng(0).random(M.shape) < 0.6
     X = sp.coo_array((M[mask], np.nonzero(mask)), shape=M.shape)
     for form in (X, X.tocsr(), X.tocsc(), sp.csr_matrix(X), np.where(mask, M, np.nan)):
-        model = RobustAltMin(2, tol=1e-9, max_iter=200, random_state=0).fit(form)
+        model = RobustAltMin(2, tol=1e-9, max_sweeps=200, random_state=0).fit(form)
         np.testing.assert_allclose(model.complete(), M, atol=1e-6)
 
 
 def test_rows_are_folded_in(problem):
     M, X, _ = problem
-    model = RobustAltMin(5, tol=1e-9, max_iter=100, random_state=0).fit(X)
+    model = RobustAltMin(5, tol=1e-9, max_sweeps=100, random_state=0).fit(X)
     new = np.random.default_rng(3).standard_normal((4, 5)) @ np.linalg.svd(M)[2][:5]
     mask = np.random.default_rng(4).random(new.shape) < 0.2
     mask[3] = False
@@ -338,7 +339,7 @@ def test_soft_impute_meets_the_optimality_conditions_of_the_nuclear_norm():
     M = low_rank(60, 50, 4) * 30 + 0.3 * rng.standard_normal((60, 50))
     X, mask = sampled(M, 0.5)
     shrinkage = 3.0
-    found = soft_impute(X, shrinkage, 20, tol=1e-10, max_iter=5000)
+    found = soft_impute(X, shrinkage, 20, tol=1e-10, max_sweeps=5000)
     completion = found.complete()
     rank = np.linalg.matrix_rank(completion, tol=1e-6)
     assert 0 < rank < 20
@@ -355,9 +356,9 @@ def test_soft_impute_of_a_full_matrix_shrinks_singular_values():
     M = low_rank(30, 20, 3) * np.arange(1, 21)
     U, sigma, Vt = np.linalg.svd(M, full_matrices=False)
     np.testing.assert_allclose(
-        soft_impute(M, 2.0, 10, tol=1e-12, max_iter=2000).complete(), (U * np.maximum(sigma - 2.0, 0)) @ Vt, atol=1e-6
+        soft_impute(M, 2.0, 10, tol=1e-12, max_sweeps=2000).complete(), (U * np.maximum(sigma - 2.0, 0)) @ Vt, atol=1e-6
     )
-    assert np.abs(soft_impute(M, 1.01 * sigma[0], 5, tol=0.0, max_iter=200).complete()).max() == 0.0
+    assert np.abs(soft_impute(M, 1.01 * sigma[0], 5, tol=0.0, max_sweeps=200).complete()).max() == 0.0
 
 
 # --- conduct -------------------------------------------------------------------------------------------------------
@@ -365,11 +366,11 @@ def test_soft_impute_of_a_full_matrix_shrinks_singular_values():
 
 def test_the_same_seed_gives_the_same_result_with_any_number_of_threads(problem):
     _, X, _ = problem
-    one, again, two = (RobustAltMin(5, tol=0.0, max_iter=6, n_jobs=jobs, random_state=3).fit(X) for jobs in (1, 1, 2))
+    one, again, two = (RobustAltMin(5, tol=0.0, max_sweeps=6, n_jobs=jobs, random_state=3).fit(X) for jobs in (1, 1, 2))
     np.testing.assert_array_equal(one.U_, again.U_)
     np.testing.assert_array_equal(one.U_, two.U_)
     assert one.history_["operations"].tolist() == two.history_["operations"].tolist()
-    other = RobustAltMin(5, tol=0.0, max_iter=6, random_state=4).fit(X)
+    other = RobustAltMin(5, tol=0.0, max_sweeps=6, random_state=4).fit(X)
     assert np.abs(one.complete() - other.complete()).max() > 1e-12
 
 
@@ -379,8 +380,8 @@ def test_the_callers_data_stay_as_they_are(problem):
     kept = csr.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        RobustAltMin(5, random_state=0, max_iter=3).fit(csr)
-        soft_impute(csr, 0.1, 3, max_iter=3)
+        RobustAltMin(5, random_state=0, max_sweeps=3).fit(csr)
+        soft_impute(csr, 0.1, 3, max_sweeps=3)
     np.testing.assert_array_equal(csr.data, kept.data)
     np.testing.assert_array_equal(csr.indices, kept.indices)
 
@@ -431,15 +432,15 @@ def test_zeros_are_completed_by_zeros_with_a_warning(solve):
 def test_running_out_of_sweeps_warns_and_says_so(problem):
     _, X, _ = problem
     with pytest.warns(ConvergenceWarning, match=r"change .* > tol 1.0e-06 after 2 sweeps"):
-        assert not RobustAltMin(5, max_iter=2, random_state=0).fit(X).converged_
+        assert not RobustAltMin(5, max_sweeps=2, random_state=0).fit(X).converged_
     with pytest.warns(ConvergenceWarning, match="after 1 sweeps"):
-        assert not soft_impute(X, 0.1, 3, max_iter=1).converged
+        assert not soft_impute(X, 0.1, 3, max_sweeps=1).converged
 
 
 def test_a_callback_may_stop(problem):
     _, X, _ = problem
     model = RobustAltMin(5, callback=lambda t, U, V: t == 2, random_state=0).fit(X)
-    assert model.n_iter_ == 2
+    assert model.n_sweeps_ == 2
     assert not model.converged_
     assert "callback" in model.completion().message
 
@@ -454,7 +455,7 @@ def test_a_callback_may_stop(problem):
             r"of the 200 rows of X that have entries have fewer than rank=60: take a smaller rank or reg above 0",
         ),
         ({"tol": -1.0}, "tol must be at least 0"),
-        ({"max_iter": 0}, "max_iter must be at least 1"),
+        ({"max_sweeps": 0}, "max_sweeps must be at least 1"),
         ({"inner": "svd"}, "inner must be one of 'sketch', 'cg', 'exact', 'qr', got 'svd'"),
         ({"sketch": "gauss"}, "sketch must be one of"),
         ({"sketch_factor": 1}, "sketch_factor must be at least 2"),
@@ -503,8 +504,11 @@ def test_bad_arguments_of_the_functions_are_named(problem):
         (lambda: spectral_init(X, 0), "rank must be at least 1"),
         (lambda: exact_als(X, 5, solver="svd"), "solver must be one of 'normal', 'qr'"),
         (lambda: soft_impute(X, 0.0, 3), "shrinkage must be above 0"),
-        (lambda: RobustAltMin(5, random_state=0).fit(X).transform(np.ones((2, 3))), "X must have 180 columns"),
-        (lambda: RobustAltMin(5, random_state=0).fit(X).score(np.ones((2, 3))), r"X must have shape \(200, 180\)"),
+        (
+            lambda: RobustAltMin(5, random_state=0).fit(X).transform(np.ones((2, 3))),
+            "X has 3 features, but RobustAltMin is expecting 180",
+        ),
+        (lambda: RobustAltMin(5, random_state=0).fit(X).score(np.ones((2, 180))), r"X must have shape \(200, 180\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -523,3 +527,17 @@ def test_rows_without_entries_do_not_hide_rows_with_too_few():
     X[0, 0], X[1, 1] = 1.0, 2.0
     with pytest.raises(ValueError, match="2 of the 2 rows of X that have entries have fewer than rank=5"):
         RobustAltMin(5).fit(X)
+
+
+class Transformer(RobustAltMin):
+    """Without `predict`, which takes places of a matrix and not its rows."""
+
+    @property
+    def predict(self):
+        raise AttributeError("predict")
+
+
+def test_estimator_keeps_the_contract_of_scikit_learn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        check_estimator(Transformer(rank=1, max_sweeps=200), on_skip=None)

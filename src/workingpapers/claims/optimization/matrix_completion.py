@@ -115,7 +115,7 @@ def error_curve(X: Any, M: np.ndarray, rank: int, sweeps: int, method: str = "sk
         X,
         rank,
         tol=0.0,
-        max_iter=sweeps,
+        max_sweeps=sweeps,
         callback=lambda sweep, U, V: errors.append(relative_error(M, U, V)),
         **options,
     )
@@ -191,7 +191,7 @@ def sweeps_to_accuracy(cell: Cell) -> Row:
             X,
             cell.rank,
             tol=0.0,
-            max_iter=100,
+            max_sweeps=100,
             callback=lambda sweep, U, V: relative_error(M, U, V) < 1e-6,
             random_state=cell.seed,
         )
@@ -290,7 +290,7 @@ def one_regression(cell: Cell) -> Row:
 
 
 def sweep_cost(cell: Cell, X: sp.csr_array, sweeps: int = 2) -> Row:
-    found = run(cell.method, X, cell.rank, tol=0.0, max_iter=sweeps, random_state=cell.seed)
+    found = run(cell.method, X, cell.rank, tol=0.0, max_sweeps=sweeps, random_state=cell.seed)
     return {
         "operations": float(found.history["operations"].mean()),
         "sweep_seconds": float(found.history["seconds"].min()),
@@ -431,12 +431,12 @@ def ten_million_entries(cell: Cell) -> Row:
     plot=line(x="entries", y="peak_bytes", by="rank", log="xy"),
 )
 def memory(cell: Cell) -> Row:
-    run("sketch", large_sample(20_000, 100, cell.rank, 0), cell.rank, max_iter=1)  # loads the compiled code
+    run("sketch", large_sample(20_000, 100, cell.rank, 0), cell.rank, max_sweeps=1)  # loads the compiled code
     X = large_sample(cell.entries, 300, cell.rank, cell.seed)
     with suppress(OSError, AttributeError):  # pages freed by what ran before, kept by glibc, would hide new ones
         ctypes.CDLL(None).malloc_trim(0)
     with cell.timed():
-        run("sketch", X, cell.rank, tol=0.0, max_iter=1, random_state=cell.seed)
+        run("sketch", X, cell.rank, tol=0.0, max_sweeps=1, random_state=cell.seed)
     size = X.data.nbytes + X.indices.nbytes + X.indptr.nbytes + 8 * sum(X.shape) * cell.rank
     return {"peak_over_size": cell.cost["peak_bytes"] / size, "size_bytes": size}
 
@@ -478,7 +478,7 @@ def ratings_rmse(
     predicted = mean + of_user[users] + of_film[films]
     if method != "biases":
         X = sp.coo_array(((ratings - predicted)[fitted], (users[fitted], films[fitted])), shape=shape)
-        options = {"tol": 1e-3, "max_iter": sweeps, "random_state": seed, **setting}
+        options = {"tol": 1e-3, "max_sweeps": sweeps, "random_state": seed, **setting}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # films that nobody in the training ratings has rated; few sweeps
             found = soft_impute(X, **options) if method == "soft_impute" else METHODS[method](X, **options)
@@ -547,7 +547,7 @@ def exact_against_implicit(cell: Cell) -> Row:
     X = large_sample(cell.entries, 100, cell.rank, 0)
     if cell.contender == "exact_als":
         with cell.timed():
-            run("normal equations", X, cell.rank, tol=0.0, max_iter=4, random_state=0)
+            run("normal equations", X, cell.rank, tol=0.0, max_sweeps=4, random_state=0)
         return {}
     als = require("implicit.cpu.als", extra="peers")
     weights = sp.csr_matrix((np.full(X.nnz, 2.0, np.float32), X.indices, X.indptr), shape=X.shape)
@@ -583,5 +583,5 @@ def exact_against_implicit(cell: Cell) -> Row:
 def time_of_a_sweep(cell: Cell) -> Row:
     X = large_sample(cell.entries, 500 if cell.entries > 100_000 else 150, cell.rank, 0)
     with cell.timed():
-        found = run(cell.contender, X, cell.rank, tol=0.0, max_iter=2, random_state=0)
+        found = run(cell.contender, X, cell.rank, tol=0.0, max_sweeps=2, random_state=0)
     return {"sweep_seconds": float(found.history["seconds"].mean())}

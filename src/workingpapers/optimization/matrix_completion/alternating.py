@@ -35,13 +35,14 @@ class Completion(OptimizationResult):
     Attributes
     ----------
     x : the pair (U, V): U of shape (m, k) carries the scale, V of shape (n, k) has orthonormal columns.
-    fun : the root mean square of X - U V^T over the fitted entries, in units of X.
+    fun : the objective at x: |P_O(U V^T - M)|_F^2 + reg |U V^T|_F^2, of `soft_impute`
+        |P_O(U V^T - M)|_F^2 / 2 + shrinkage |U V^T|_*.
     n_iterations : sweeps made; one updates both factors.
     converged : whether the last sweep changed the completion by at most the tolerance.
     message : why it stopped, for people.
-    history : one row for each sweep. "iteration"; "fun"; "heldout_rmse", the same over the entries held out, where
-        there are any; "change" is |P_O(X_t - X_{t-1})| / |P_O(X_t)|; "inner_steps" conjugate gradient steps per
-        regression; "operations" multiply-adds; "seconds" of the clock.
+    history : one row for each sweep. "iteration"; "fun"; "train_rmse" and "heldout_rmse" (where entries were held out)
+        are root mean squares over these entries, in units of X; "change" is |P_O(X_t - X_{t-1})| / |P_O(X_t)|;
+        "inner_steps" conjugate gradient steps per regression; "operations" multiply-adds; "seconds" of the clock.
     n_fallbacks : regressions solved exactly because their sketch was nearly singular.
     """
 
@@ -92,7 +93,7 @@ def alternate(
     solver: Solver,
     *,
     tol: float,
-    max_iter: int,
+    max_sweeps: int,
     rng: np.random.Generator,
     sample_splitting: bool = False,
     warm_start_rows: bool = True,
@@ -105,10 +106,10 @@ def alternate(
     """Fit U V^T to the observed entries; see `RobustAltMin` for the method and its parameters."""
     check_rank(rank, observed.shape)
     check_number("tol", tol, at_least=0.0)
-    check_integer("max_iter", max_iter, at_least=1)
+    check_integer("max_sweeps", max_sweeps, at_least=1)
     if callback is not None and not callable(callback):
         raise TypeError(f"callback must be callable, got {callback!r}")
-    _refuse_too_few(observed, rank, solver.reg, 2 * max_iter + 1 if sample_splitting else 1)
+    _refuse_too_few(observed, rank, solver.reg, 2 * max_sweeps + 1 if sample_splitting else 1)
     warn_about_empty(observed, stacklevel + 1)
     m, n = observed.shape
     size = observed.norm
@@ -119,7 +120,7 @@ def alternate(
         zero = (np.zeros((m, rank), dtype), np.eye(n, rank, dtype=dtype))
         return Completion(x=zero, fun=0.0, converged=True, message=message, n_iterations=0, history=History({}))
 
-    part = rng.integers(2 * max_iter + 1, size=observed.size, dtype=np.int32) if sample_splitting else None
+    part = rng.integers(2 * max_sweeps + 1, size=observed.size, dtype=np.int32) if sample_splitting else None
 
     def sample(index: int) -> Observed:
         return observed if part is None else observed.part(part == index)
@@ -133,7 +134,7 @@ def alternate(
         floor = _FLOOR * tol * size if adaptive_floor else 0.0
         records: list[dict[str, float]] = []
         fallbacks, converged, message = 0, False, ""
-        for sweep in range(max_iter):
+        for sweep in range(max_sweeps):
             began = time.perf_counter()
             if not warm_start_rows:
                 V_start = np.zeros_like(V_start)
@@ -142,7 +143,7 @@ def alternate(
             V, R = orthonormal(for_V.V)
             # the same completion in the new basis: U (V R)^T = (U R^T) V^T
             U_start = U @ R.T if warm_start_rows else np.zeros_like(U)
-            rows = sample(max_iter + sweep + 1)
+            rows = sample(max_sweeps + sweep + 1)
             for_U = solver.solve(rows, V, U_start, int(rng.integers(2**62)), floor / math.sqrt(m))
             U_scaled = for_U.V
             U, R = orthonormal(U_scaled)
@@ -159,7 +160,8 @@ def alternate(
             records.append(
                 {
                     "iteration": sweep + 1,
-                    "fun": math.sqrt(residuals / observed.size),
+                    "fun": float(residuals + solver.reg * np.sum(U_scaled.astype(float) ** 2)),  # |U V^T|_F = |U|_F
+                    "train_rmse": math.sqrt(residuals / observed.size),
                     "heldout_rmse": _rmse(held_out, U_scaled, V),
                     "change": change,
                     "inner_steps": (for_V.steps + for_U.steps) / (m + n),
@@ -183,7 +185,7 @@ def alternate(
                 message = f"the callback asked to stop after {sweep + 1} sweeps"
                 break
         else:
-            message = f"change {change:.1e} > tol {tol:.1e} after {max_iter} sweeps"
+            message = f"change {change:.1e} > tol {tol:.1e} after {max_sweeps} sweeps"
             if tol > 0.0:
                 warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel)
     if held_out is None:

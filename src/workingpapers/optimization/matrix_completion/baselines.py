@@ -28,7 +28,7 @@ def exact_als(
     solver: Literal["normal", "qr"] = "normal",
     reg: float = 0.0,
     tol: float = 1e-6,
-    max_iter: int = 50,
+    max_sweeps: int = 50,
     incoherence: float | None = None,
     n_jobs: int | None = None,
     callback: Callback | None = None,
@@ -41,7 +41,7 @@ def exact_als(
 
     Parameters
     ----------
-    X, rank, reg, tol, max_iter, incoherence, n_jobs, callback, random_state : as for `RobustAltMin`.
+    X, rank, reg, tol, max_sweeps, incoherence, n_jobs, callback, random_state : as for `RobustAltMin`.
     solver : "normal" for normal equations by Cholesky factorisation; "qr" for a QR factorisation of every regression,
         about twice the multiply-adds, for factors so ill-conditioned that squaring their condition matters.
 
@@ -59,7 +59,7 @@ def exact_als(
         rank,
         Solver("exact" if solver == "normal" else "qr", reg=reg, n_jobs=n_jobs),
         tol=tol,
-        max_iter=max_iter,
+        max_sweeps=max_sweeps,
         rng=np.random.default_rng(random_state),
         incoherence=incoherence,
         callback=callback,
@@ -72,7 +72,7 @@ def soft_impute(
     rank: int,
     *,
     tol: float = 1e-5,
-    max_iter: int = 200,
+    max_sweeps: int = 200,
     callback: Callback | None = None,
     random_state: int | np.random.Generator | None = None,
 ) -> Completion:
@@ -88,7 +88,7 @@ def soft_impute(
     shrinkage : positive, subtracted from the singular values of the filled matrix; from the largest singular value of
         the observed entries on, the completion is zero.
     rank : largest rank allowed, from 1 to min(m, n).
-    tol, max_iter, callback, random_state : as for `RobustAltMin`.
+    tol, max_sweeps, callback, random_state : as for `RobustAltMin`.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def soft_impute(
     """
     check_number("shrinkage", shrinkage, above=0.0)
     check_number("tol", tol, at_least=0.0)
-    check_integer("max_iter", max_iter, at_least=1)
+    check_integer("max_sweeps", max_sweeps, at_least=1)
     observed = Observed.of(X)
     check_rank(rank, observed.shape)
     warn_about_empty(observed, 3)
@@ -134,7 +134,7 @@ def soft_impute(
     compare(U * sigma, V)
     records: list[dict[str, float]] = []
     converged = False
-    for sweep in range(max_iter):
+    for sweep in range(max_sweeps):
         began = time.perf_counter()
         before = fitted.copy()
         U, sigma, V = _ridge_half_step(residual.T, U, sigma, V, shrinkage)
@@ -147,7 +147,8 @@ def soft_impute(
         records.append(
             {
                 "iteration": sweep + 1,
-                "fun": math.sqrt(residuals / observed.size),
+                "fun": float(residuals / 2.0 + shrinkage * sigma.sum()),
+                "train_rmse": math.sqrt(residuals / observed.size),
                 "change": change,
                 "seconds": time.perf_counter() - began,
             }
@@ -156,7 +157,7 @@ def soft_impute(
         if converged or (callback is not None and callback(sweep + 1, U * sigma, V)):
             break
     message = f"change {change:.1e} {'<=' if converged else '>'} tol {tol:.1e} after {len(records)} sweeps"
-    if not converged and len(records) == max_iter and tol > 0.0:
+    if not converged and len(records) == max_sweeps and tol > 0.0:
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
 
     # one step of SoftImpute itself within the space found: the singular values of the filled matrix, shrunk
@@ -166,7 +167,7 @@ def soft_impute(
     residuals, _, _ = compare(scaled, V)
     return Completion(
         x=(scaled, V),
-        fun=math.sqrt(residuals / observed.size),
+        fun=float(residuals / 2.0 + shrinkage * sigma.sum()),
         converged=converged,
         message=message,
         n_iterations=len(records),

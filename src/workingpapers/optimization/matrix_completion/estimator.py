@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from workingpapers.common.validation import check_number
@@ -33,7 +34,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     ----------
     rank : k, from 1 to min(m, n). Without `reg`, at most 10 % of the rows and columns may have fewer entries.
     tol : at least 0; stop when a sweep changes the completion at the observed entries by at most this, relative.
-    max_iter : at least 1.
+    max_sweeps : at least 1.
     inner : "sketch" for conjugate gradients preconditioned with the R of a sketch's QR factorisation, the method of
         the paper; "cg" with a diagonal preconditioner, the cheapest where M is incoherent indeed; "exact" for normal
         equations; "qr" for QR factorisations.
@@ -41,7 +42,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     sketch_factor : at least 2; the sketch has this times k rows.
     inner_tol : in [0, 1); "auto" is 0.1, and no steps are spent below 0.1 `tol` of the entries' norm. 0 makes
         `max_inner` steps everywhere.
-    sample_splitting : use other entries in every half-step, 2 max_iter + 1 parts in all, as the analysis does. Only
+    sample_splitting : use other entries in every half-step, 2 max_sweeps + 1 parts in all, as the analysis does. Only
         for studying it: reusing all entries needs far fewer of them, though nothing is proved about it.
     warm_start_rows : start the regressions from the previous completion. With cold starts the error stalls at what
         `max_inner` steps leave.
@@ -58,7 +59,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     ----------
     U_ : (m, k), carries the scale. V_ : (n, k), with orthonormal columns.
     history_ : one row for each sweep, columns by name; see `Completion`.
-    n_iter_ : sweeps made.
+    n_sweeps_ : sweeps made.
     converged_, n_fallbacks_ : see `Completion`; `fit` warns with a `ConvergenceWarning` if not converged.
 
     Examples
@@ -75,7 +76,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         self,
         rank: int,
         tol: float = 1e-6,
-        max_iter: int = 50,
+        max_sweeps: int = 50,
         *,
         inner: Inner = "sketch",
         sketch: Sketch = "countsketch",
@@ -93,7 +94,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
     ) -> None:
         self.rank = rank
         self.tol = tol
-        self.max_iter = max_iter
+        self.max_sweeps = max_sweeps
         self.inner = inner
         self.sketch = sketch
         self.sketch_factor = sketch_factor
@@ -107,6 +108,11 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.callback = callback
         self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = tags.input_tags.allow_nan = True
+        return tags
 
     def fit(self, X: Any, y: object = None) -> Self:
         """Complete a partly observed matrix.
@@ -160,7 +166,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
             self.rank,
             solver,
             tol=self.tol,
-            max_iter=self.max_iter,
+            max_sweeps=self.max_sweeps,
             rng=rng,
             sample_splitting=self.sample_splitting,
             warm_start_rows=self.warm_start_rows,
@@ -171,7 +177,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         )
         self.n_features_in_ = observed.shape[1]
         self.U_, self.V_, self.history_ = found.U, found.V, found.history
-        self.n_iter_, self.converged_, self.n_fallbacks_ = found.n_iterations, found.converged, found.n_fallbacks
+        self.n_sweeps_, self.converged_, self.n_fallbacks_ = found.n_iterations, found.converged, found.n_fallbacks
         self._completion = found
         return self
 
@@ -187,9 +193,7 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         U : (q, k); U @ V_.T completes X.
         """
         check_is_fitted(self)
-        observed = Observed.of(X)
-        if observed.shape[1] != self.n_features_in_:
-            raise ValueError(f"X must have {self.n_features_in_} columns as in fit, got {observed.shape[1]}")
+        observed = self._observed(X)
         return weighted_multi_regression(self.V_, observed.csr.T, inner="exact", reg=self.reg, n_jobs=self.n_jobs).V
 
     def complete(self) -> Float[np.ndarray, "m n"]:
@@ -213,13 +217,22 @@ class RobustAltMin(TransformerMixin, BaseEstimator):
         Give entries that `fit` has not seen: the fit to those it has can be perfect and worthless.
         """
         check_is_fitted(self)
-        observed = Observed.of(X)
+        observed = self._observed(X)
         if observed.shape != (len(self.U_), len(self.V_)):
             raise ValueError(f"X must have shape {(len(self.U_), len(self.V_))} as in fit, got {observed.shape}")
-        errors = self.predict(observed.rows(), observed.indices) - observed.values
+        errors = self._completion.predict(observed.rows(), observed.indices) - observed.values
         return -float(np.sqrt(np.mean(errors**2)))
 
     def completion(self) -> Completion:
         """What the fit found, in the form that the baselines return."""
         check_is_fitted(self)
         return self._completion
+
+    def _observed(self, X: Any) -> Observed:
+        observed = Observed.of(X)
+        if observed.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {observed.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} "
+                "features as input"
+            )
+        return observed

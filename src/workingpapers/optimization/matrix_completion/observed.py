@@ -51,8 +51,16 @@ class Observed:
             csr = _canonical(X)
         else:
             dense = np.asarray(X)
+            if dense.dtype.kind == "O":
+                dense = dense.astype(float)  # TypeError and ValueError as NumPy words them
             if dense.ndim != 2:
-                raise ValueError(f"X must be a matrix, got shape {dense.shape}")
+                raise ValueError(f"X must be a matrix, got shape {dense.shape}. Reshape your data")
+            if 0 in dense.shape:
+                m, n = dense.shape
+                empty = f"{m} sample(s)" if m == 0 else f"{n} feature(s)"
+                raise ValueError(
+                    f"X must not be empty, got {empty} (shape={dense.shape}) while a minimum of 1 is required."
+                )
             dense = dense.astype(_dtype(dense.dtype), copy=False)
             rows, columns = np.nonzero(~np.isnan(dense))
             # from (data, indices, indptr), because other constructors may drop zeros
@@ -135,6 +143,8 @@ def warn_about_empty(observed: Observed, stacklevel: int) -> None:
 
 
 def _dtype(dtype: np.dtype[Any]) -> type[np.floating[Any]]:
+    if dtype.kind == "c":
+        raise ValueError(f"X must hold real numbers, got dtype {dtype}. Complex data not supported")
     if dtype.kind not in "biuf":
         raise ValueError(f"X must hold real numbers, got dtype {dtype}")
     return np.float32 if dtype == np.float32 else np.float64
