@@ -6,7 +6,12 @@ from torch import nn
 from torch.func import functional_call, hessian, jacrev
 from torch.nn import functional
 
-from workingpapers.common.curvature import HessianProduct, gauss_newton_vector_product, hessian_vector_product
+from workingpapers.common.curvature import (
+    GaussNewtonProduct,
+    HessianProduct,
+    gauss_newton_vector_product,
+    hessian_vector_product,
+)
 
 
 def random(*shape, seed=0):
@@ -107,3 +112,19 @@ def test_nonsense_is_refused():
         hessian_vector_product(rugged, random(3), random(4))
     with pytest.raises(ValueError, match="structure and shapes"):
         hessian_vector_product(rugged, random(3), (random(3),))
+
+
+def test_a_kept_gauss_newton_gives_many_products_and_the_loss(classifier):
+    parameters, outputs, loss = classifier
+    product = GaussNewtonProduct(outputs, loss, parameters)
+    assert product.value == loss(outputs(parameters))
+    assert not product.value.requires_grad
+    for seed in (1, 2):
+        v = {name: random(*value.shape, seed=seed) for name, value in parameters.items()}
+        fresh = gauss_newton_vector_product(outputs, loss, parameters, v)
+        for name, part in product(v).items():
+            torch.testing.assert_close(part, fresh[name], rtol=0, atol=0)
+    with pytest.raises(ValueError, match="v must have the structure"):
+        product({"weight": random(3)})
+    with pytest.raises(ValueError, match="scalar"):
+        GaussNewtonProduct(outputs, lambda z: z, parameters)
