@@ -1,7 +1,11 @@
 from .causal_networks import gaussian_network as gaussian_network
 from .causal_networks import sachs as sachs
+from .cutest import CutestProblem as CutestProblem
+from .cutest import cutest_equality_names as cutest_equality_names
+from .cutest import cutest_problem as cutest_problem
 from .fashion_mnist import fashion_mnist as fashion_mnist
 from .movielens import movielens_100k as movielens_100k
+from .python_source import python_source as python_source
 from .scanpy_cells import blood_cells as blood_cells
 from .sklearn_sets import breast_cancer as breast_cancer
 from .sklearn_sets import descriptions as descriptions
