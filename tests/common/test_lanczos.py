@@ -152,3 +152,13 @@ def test_a_matvec_that_writes_into_its_argument_does_no_harm():
 def test_bad_input_is_named(change, error, message):
     with pytest.raises(error, match=message):
         lanczos(**({"matvec": lambda v: v, "n": 5, "m": 3} | change))
+
+
+def test_it_unpacks():
+    H, _ = symmetric(20)
+    found = lanczos(H.mv, 20, 6, dtype=torch.float64, keep_basis=True)
+    ritz, weights, vectors = found
+    assert ritz is found.ritz
+    assert weights is found.weights
+    assert vectors.shape == (6, 20)
+    assert list(lanczos(H.mv, 20, 6, dtype=torch.float64))[2] is None

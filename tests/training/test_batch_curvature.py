@@ -578,6 +578,7 @@ def test_full_batch_rate_is_the_one_of_the_quadratic(momentum):
     found = largest_stable_lr(model, loss, data, 2, make, steps=120, factor=100.0, rtol=0.01)  # momentum overshoots
     limit = 2 * (1 + momentum) / 4.0
     assert found.lr <= found.diverges_at <= 1.0101 * found.lr
+    assert float(found) == found.lr
     assert found.lr == pytest.approx(limit, rel=0.03)
     assert torch.equal(model.weight, before)
     top = batch_top_eigenvalue(model, loss, data, 2)

@@ -12,7 +12,7 @@ Reference: Golub and Van Loan, "Matrix Computations", 4th edition, chapter 10; f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +45,10 @@ class LanczosResult:
     coefficients: Float[Tensor, "k k"]
     basis: Float[Tensor, "k n"] | None
     exhausted: bool
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        """``ritz, weights, vectors = lanczos(...)``; the last is None when the basis was not kept."""
+        return iter((self.ritz, self.weights, None if self.basis is None else self.vectors()))
 
     def vectors(self, which: int | slice | None = None) -> Float[Tensor, "*chosen n"]:
         """Ritz vectors as rows, of unit length: of all Ritz values, or of those that the index or slice chooses.

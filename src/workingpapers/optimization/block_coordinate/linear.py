@@ -94,10 +94,21 @@ class LinearLoss(Loss):
     def bound_sums(self) -> Vector:
         return np.asarray(np.repeat(self._row_sum * self.design.gram_sums, self.classes) + self.l2)
 
+    @cached_property
+    def _short_columns(self) -> bool:
+        """Whether even large blocks are solved from their columns, without their Hessian."""
+        return self.classes == 1 and self.design.short_columns(np.arange(self.n))
+
+    @property
+    def smallest_block(self) -> int:
+        if not self._short_columns:
+            return super().smallest_block
+        # a pass over all columns finds the block: a tenth of the largest possible support saves some of them
+        return min(self.n, max(super().smallest_block, self.design.shape[0] // 10))
+
     @property
     def largest_block(self) -> int:
-        sparse_columns = self.classes == 1 and self.design.short_columns(np.arange(self.n))
-        return self.n if sparse_columns else super().largest_block  # the Hessian is not formed then
+        return self.n if self._short_columns else super().largest_block
 
     @property
     def _row_sum(self) -> float:
@@ -106,12 +117,18 @@ class LinearLoss(Loss):
 
     def _normal_product(self, v: Float[np.ndarray, "f c"]) -> Float[np.ndarray, "f c"]:
         """A^T (A v), which costs what its few entries ask where most of v is zero."""
+        margins, rows = self.product(v)
+        if rows is None:
+            return self.design.back(margins)
+        return self.design.add_rows(rows, margins[rows], margins, np.zeros(v.shape))
+
+    def product(self, v: Float[np.ndarray, "f c"]) -> tuple[Float[np.ndarray, "m c"], Block | None]:
+        """A v, and the rows in which it may not be zero; None for all where v is not sparse."""
         features, classes = np.nonzero(v)
         if 4 * len(features) > len(v):
-            return self.design.back(np.ascontiguousarray(self.design.product(v)))
+            return np.ascontiguousarray(self.design.product(v)), None
         margins = np.zeros((self.design.shape[0], v.shape[1]))
-        rows = self.design.add_columns(features, classes, v[features, classes], margins)
-        return self.design.add_rows(rows, margins[rows], margins, np.zeros(v.shape))
+        return margins, self.design.add_columns(features, classes, v[features, classes], margins)
 
 
 class LinearState(State):
@@ -122,7 +139,7 @@ class LinearState(State):
     def refresh(self) -> None:
         loss = self.loss
         m, classes = loss.design.shape[0], loss.classes
-        self.margins = np.ascontiguousarray(loss.design.product(self.x.reshape(-1, classes)))
+        self.margins, _ = loss.product(self.x.reshape(-1, classes))
         self.values, self.slopes = np.empty(m), np.zeros((m, classes))
         change = np.empty((m, classes))
         kernels.row_losses(loss._kind, np.arange(m), self.margins, loss.target, self.values, self.slopes, change)

@@ -18,6 +18,7 @@ Vector = Float[np.ndarray, " n"]
 Block = Int[np.ndarray, " k"]
 Hessian = Float[np.ndarray, "k k"]
 
+_SMALLEST_BLOCK = 100
 _LARGEST_BLOCK = 4000
 _ENLARGED = 1.0 + 1e-6  # a Lanczos value approaches the largest eigenvalue from below
 
@@ -68,6 +69,11 @@ class Loss(ABC):
     def quadratic(self) -> bool:
         """Whether `hess` equals `hess_bound`, so that Newton's step needs no line search."""
         return False
+
+    @property
+    def smallest_block(self) -> int:
+        """How many coordinates the blocks have at first where the solver chooses their size."""
+        return min(self.n, _SMALLEST_BLOCK)
 
     @property
     def largest_block(self) -> int:

@@ -22,8 +22,7 @@ from workingpapers.optimization.result import History, OptimizationResult
 Callback = Callable[[int, Vector, float], object]
 
 _REFRESH_EVERY = 1000  # iterations
-_REFRESH_AFTER = 1e-3  # of the residual at the last refresh: rounding errors are relative to that
-_SMALLEST_BLOCK = 100  # of block_size="auto"
+_REFRESH_AFTER = 1e-6  # of the residual at the last refresh: rounding errors are relative to that
 _WORKING_SET_ACCURACY = 0.1  # of the block problems: the next block asks for a new solution anyway
 
 
@@ -267,7 +266,7 @@ class BlockCoordinateDescent:
 
     def _chooser(self, estimates: Vector) -> tuple[Chooser, FixedBlocks | None]:
         loss, rng = self.loss, np.random.default_rng(self.random_state)
-        size = min(loss.n, _SMALLEST_BLOCK) if self.block_size == "auto" else self.block_size
+        size = loss.smallest_block if self.block_size == "auto" else self.block_size
         if self.selection in ("tree", "red_black"):
             assert isinstance(loss, SparseQuadratic)
             fixed = FixedBlocks(rules.forest_partition(self.selection, loss), loss)

@@ -36,6 +36,9 @@ class StableRate:
     diverges_at: float
     trials: int
 
+    def __float__(self) -> float:
+        return self.lr
+
 
 def largest_stable_lr(
     model: nn.Module,
