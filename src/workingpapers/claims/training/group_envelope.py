@@ -266,7 +266,7 @@ def cut_by_torch_pruning(model: nn.Module, example: Tensor, k: float) -> nn.Modu
         ignored_layers=layers[-1:],
     )
     pruner.step()
-    return model
+    return model.train()  # tracing leaves it in evaluation mode, with the batch norm of the uncut network
 
 
 @artifact
