@@ -25,7 +25,8 @@ def method_files(paper):
 def test_it_is_five_things_found_by_name(paper):
     field, _, module = paper.module.partition(".")
     assert all(path.is_file() for path in method_files(paper))
-    assert (ROOT / f"src/workingpapers/claims/{field}/{module}.py").is_file()
+    claims = ROOT / f"src/workingpapers/claims/{field}" / module
+    assert claims.with_suffix(".py").is_file() or (claims / "__init__.py").is_file()
     assert list((ROOT / f"tests/{field}").glob(f"test_{module}*.py"))
     assert (ROOT / f"evidence/{paper.slug}.json").is_file()
 

@@ -67,7 +67,7 @@ class SSO(CountingOptimizer):
     inner_tol : at least 0, in the unit of the gradient in the parameters.
     shrink : of the inner line search, see `ArmijoGD`.
     strict : refuse a model whose forward pass draws random numbers (dropout in training mode); False replays the same
-        numbers in every evaluation of an outer step. Explicit `torch.Generator`s are not seen.
+        numbers in every evaluation of an outer step. Explicit generators are not seen.
 
     Attributes
     ----------
