@@ -85,8 +85,8 @@ class ProxSGD(_Proximal):
     ----------
     params : parameters, or groups of them, as for any optimiser. All that lie under one penalty must have one
         learning rate; parameters outside all groups get plain steps.
-    regularizers : instances of `GroupEnvelope` or `GroupLasso` on these parameters, one or several. Their strengths and supports
-        are not part of `state_dict`; those a `SparsityRamp` sets are part of its own.
+    regularizers : `GroupEnvelope` or `GroupLasso` penalties of these parameters, one or several. Their strengths and
+        supports are not part of `state_dict`; those a `SparsityRamp` sets are part of its own.
     lr : at least 0.
     momentum : 0 <= momentum < 1.
     weight_decay : added to the gradient, times the parameters, at least 0.
