@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Literal
 
@@ -386,11 +386,27 @@ def _constructor(home: str, node: ast.ClassDef) -> Sequence[Argument] | None:
         init = next((one for one in each.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"), None)
         if init is not None:
             return _arguments(place, init.args, skip=True)
-        if _has_decorator(each, "dataclass") or any(
-            isinstance(one, ast.Name) and one.id == "NamedTuple" for one in each.bases
-        ):
+        if _has_decorator(each, "dataclass"):
+            return _dataclass_fields(place, each)
+        if any(isinstance(one, ast.Name) and one.id == "NamedTuple" for one in each.bases):
             return _fields(place, each)
     return None
+
+
+def _dataclass_fields(home: str, node: ast.ClassDef) -> list[Argument]:
+    """The parameters of the generated constructor: inherited fields first, each where it was first declared."""
+    found: dict[str, Argument] = {}
+    for place, each in reversed([(home, node), *_bases(home, node)]):
+        if not _has_decorator(each, "dataclass"):
+            continue
+        marks = [mark for mark in each.decorator_list if isinstance(mark, ast.Call)]
+        keyword_only = any(
+            option.arg == "kw_only" and isinstance(option.value, ast.Constant) and option.value.value is True
+            for mark in marks
+            for option in mark.keywords
+        )
+        found |= {one.name: replace(one, keyword_only=keyword_only) for one in _fields(place, each)}
+    return sorted(found.values(), key=lambda argument: argument.keyword_only)
 
 
 def _fields(home: str, node: ast.ClassDef) -> list[Argument]:
