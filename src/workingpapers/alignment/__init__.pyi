@@ -37,3 +37,7 @@ from .reward_ensembles import pairwise_accuracy as pairwise_accuracy
 from .reward_head import RewardModel as RewardModel
 from .reward_head import bradley_terry_loss as bradley_terry_loss
 from .reward_head import pair_scores as pair_scores
+from .sampling import sample_responses as sample_responses
+from .sequences import SequenceBatch as SequenceBatch
+from .sequences import TokenSequence as TokenSequence
+from .sequences import collate_sequences as collate_sequences
