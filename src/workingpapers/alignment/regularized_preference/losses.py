@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from workingpapers.alignment.checks import Reduction, check_logps, checked_lengths, reduced
 from workingpapers.common.validation import check_choice, check_number
-
-_ABOVE_ZERO = 1e-3  # rounding may lift the log-probability of a certain answer this far above 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class RPOLoss(nn.Module):
         eta: float = 0.005,
         sft: Literal["sum", "mean"] = "sum",
         label_smoothing: float = 0.0,
-        reduction: Literal["mean", "sum", "none"] = "mean",
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__()
         check_choice("sft", sft, ("sum", "mean"))
@@ -129,14 +127,12 @@ class RPOLoss(nn.Module):
         ------
         ValueError : shapes differ, a log-probability is not finite or is positive, or lengths are missing or below 1.
         """
-        _check_logps(
-            {
-                "policy_chosen_logps": policy_chosen_logps,
-                "policy_rejected_logps": policy_rejected_logps,
-                "ref_chosen_logps": ref_chosen_logps,
-                "ref_rejected_logps": ref_rejected_logps,
-            }
-            | ({} if base_logps is None else {"base_logps": base_logps})
+        check_logps(
+            policy_chosen_logps=policy_chosen_logps,
+            policy_rejected_logps=policy_rejected_logps,
+            ref_chosen_logps=ref_chosen_logps,
+            ref_rejected_logps=ref_rejected_logps,
+            **({} if base_logps is None else {"base_logps": base_logps}),
         )
         # h = [log pi_theta(a_cho) - log pi_ref(a_cho)] - [log pi_theta(a_rej) - log pi_ref(a_rej)]
         chosen_logratios = policy_chosen_logps - ref_chosen_logps
@@ -151,13 +147,13 @@ class RPOLoss(nn.Module):
         else:
             name = "chosen_lengths" if base_logps is None else "base_lengths"
             lengths = chosen_lengths if base_logps is None else base_lengths
-            sft_loss = -supervised / _checked_lengths(name, lengths, supervised)
+            sft_loss = -supervised / checked_lengths(name, lengths, supervised, needed_by="sft='mean'")
         losses = dpo_loss if self.eta == 0.0 else dpo_loss + self.sft_weight * sft_loss
 
         chosen_rewards = self.beta * chosen_logratios.detach()
         rejected_rewards = self.beta * rejected_logratios.detach()
         return RPOOutput(
-            loss=losses if self.reduction == "none" else losses.mean() if self.reduction == "mean" else losses.sum(),
+            loss=reduced(losses, self.reduction),
             chosen_rewards=chosen_rewards,
             rejected_rewards=rejected_rewards,
             dpo_loss=dpo_loss,
@@ -171,27 +167,3 @@ class RPOLoss(nn.Module):
             f"beta={self.beta:g}, eta={self.eta:g}, sft={self.sft!r}, label_smoothing={self.label_smoothing:g}, "
             f"reduction={self.reduction!r}"
         )
-
-
-def _check_logps(logps: dict[str, Tensor]) -> None:
-    shape = logps["policy_chosen_logps"].shape
-    for name, values in logps.items():
-        if values.ndim != 1 or values.shape != shape or not values.numel():
-            raise ValueError(
-                f"{name} must have shape (batch,) like policy_chosen_logps {tuple(shape)}, got {tuple(values.shape)}"
-            )
-    stacked = torch.stack([values.detach() for values in logps.values()])
-    fine = ((stacked <= _ABOVE_ZERO) & stacked.isfinite()).all(dim=1).tolist()  # one transfer from the device for all
-    for name, accepted in zip(logps, fine, strict=True):
-        if not accepted:
-            raise ValueError(f"{name} must be finite log-probabilities, at most 0, got {logps[name].detach().tolist()}")
-
-
-def _checked_lengths(name: str, lengths: Tensor | None, like: Tensor) -> Tensor:
-    if lengths is None:
-        raise ValueError(f"{name} must be given when sft='mean'")
-    if lengths.shape != like.shape:
-        raise ValueError(f"{name} must have shape {tuple(like.shape)}, got {tuple(lengths.shape)}")
-    if (lengths < 1).any():
-        raise ValueError(f"{name} must be at least 1, got {int(lengths.min())}")
-    return lengths
