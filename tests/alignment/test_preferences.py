@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from workingpapers.alignment import TokenPair, as_token_pairs, collate_preferences, pair_logprobs, tokenize_preferences
+from workingpapers.alignment import (
+    TokenPair,
+    TokenSequence,
+    as_token_pairs,
+    collate_preferences,
+    pair_logprobs,
+    tokenize_preferences,
+)
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -29,7 +36,7 @@ def tokenizer():
 
 
 def texts(tokenizer, pair):
-    return tuple(tokenizer.decode(ids) for ids in pair)
+    return tuple(tokenizer.decode(ids) for ids in (pair.prompt, pair.chosen, pair.rejected))
 
 
 def test_plain_text_gets_an_end_and_is_divided_at_the_prompt(tokenizer):
@@ -140,3 +147,19 @@ def test_other_bad_input_is_named(tokenizer):
         collate_preferences([TokenPair([1], [2], [3])], padding_side="middle")
     with pytest.raises(ValueError, match="tokenizer may be None only"):
         as_token_pairs([CONVERSATION], None)
+
+
+def test_users_scores_and_rationales_are_carried_along(tokenizer):
+    row = {"prompt": "ab", "chosen": "cd", "rejected": "e", "user": "ann", "score_chosen": 4, "score_rejected": 1.5}
+    rated, plain = tokenize_preferences([row, {"prompt": "e", "chosen": "f", "rejected": "c"}], tokenizer)
+    assert (rated.user, rated.scores) == ("ann", (4.0, 1.5))
+    assert (plain.user, plain.scores, plain.rationale) == (None, None, None)
+    explained = rated._replace(rationale=TokenSequence([1, 2], [3, 4, 5]))
+    batch = collate_preferences([explained, explained._replace(user="bob", scores=(0.0, 2.0))], padding_side="left")
+    assert batch.users == ("ann", "bob")
+    assert batch.scores.tolist() == [[4.0, 1.5], [0.0, 2.0]]
+    assert batch.rationales.sequences() == [([1, 2], [3, 4, 5])] * 2
+    mixed = collate_preferences([explained, plain]).to("cpu")
+    assert mixed.users == ("ann", None)
+    assert mixed.scores is None
+    assert mixed.rationales is None

@@ -8,11 +8,14 @@ from .logprobs import response_logits as response_logits
 from .logprobs import select_logprobs as select_logprobs
 from .logprobs import sequence_logprobs as sequence_logprobs
 from .logprobs import token_logprobs as token_logprobs
+from .packing import packed_token_logprobs as packed_token_logprobs
 from .ppo import PPOOutput as PPOOutput
 from .ppo import gae as gae
 from .ppo import kl_shaped_rewards as kl_shaped_rewards
 from .ppo import ppo_losses as ppo_losses
 from .ppo import whiten as whiten
+from .preference_training import PreferenceConfig as PreferenceConfig
+from .preference_training import PreferenceTrainer as PreferenceTrainer
 from .preferences import PreferenceBatch as PreferenceBatch
 from .preferences import TokenPair as TokenPair
 from .preferences import as_token_pairs as as_token_pairs
@@ -41,3 +44,5 @@ from .sampling import sample_responses as sample_responses
 from .sequences import SequenceBatch as SequenceBatch
 from .sequences import TokenSequence as TokenSequence
 from .sequences import collate_sequences as collate_sequences
+from .training import Trainer as Trainer
+from .training import TrainingConfig as TrainingConfig

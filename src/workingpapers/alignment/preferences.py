@@ -7,7 +7,7 @@ The methods of this field that learn from pairs of answers share these three ste
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -16,15 +16,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from workingpapers.alignment.logprobs import sequence_logprobs
+from workingpapers.alignment.sequences import SequenceBatch, TokenSequence, collate_sequences
 from workingpapers.common.validation import check_choice, check_integer
 
 
 class TokenPair(NamedTuple):
-    """One prompt with two responses, as token ids without padding; none of the three is empty."""
+    """One prompt with two responses, as token ids without padding; none of the three is empty.
+
+    Attributes
+    ----------
+    prompt, chosen, rejected : token ids.
+    rationale : why the chosen response is the better one, as the response to a prompt of its own; None without.
+    user : whose preference this is; None where it does not matter.
+    scores : of the chosen and of the rejected response by whatever ranked them; None where nothing did.
+    """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    rationale: TokenSequence | None = None
+    user: Hashable = None
+    scores: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,11 +48,17 @@ class PreferenceBatch:
     input_ids : token ids.
     attention_mask : 1 on prompt and response, 0 on padding.
     response_mask : True on the response.
+    rationales : one per pair, padded for themselves; None unless all pairs have one.
+    users : whose pairs these are, None where a pair has no user.
+    scores : of the chosen and of the rejected response of each pair; None unless all pairs have them.
     """
 
     input_ids: Int[Tensor, "sequences length"]
     attention_mask: Int[Tensor, "sequences length"]
     response_mask: Bool[Tensor, "sequences length"]
+    rationales: SequenceBatch | None = None
+    users: tuple[Hashable, ...] = ()
+    scores: Float[Tensor, "pairs 2"] | None = None
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -63,6 +81,8 @@ class PreferenceBatch:
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
             response_mask=self.response_mask.to(device),
+            rationales=None if self.rationales is None else self.rationales.to(device),
+            scores=None if self.scores is None else self.scores.to(device),
         )
 
 
@@ -87,6 +107,8 @@ def tokenize_preferences(
     - conversational: three lists of ``{"role": ..., "content": ...}``, rendered by the tokenizer's chat template;
     - whole conversations: chosen and rejected are such lists that include the prompt (a prompt column, if any, is
       then a string and is ignored). The messages the two share at their beginning are the prompt.
+
+    Columns user, and score_chosen with score_rejected, are carried along where a row has them.
 
     Prompt and response are tokenised together and divided where the tokens of the prompt alone end, so no token is
     trained on that the model would not produce at that place.
@@ -134,7 +156,10 @@ def tokenize_preferences(
         context_kept = context[-max_prompt_length:]
         kept = [ids[: max_length - len(context_kept)] for ids in responses]
         cut += context_kept != context or kept != responses
-        pairs.append(TokenPair(context_kept, *kept))
+        row = rows[number]
+        scored = row.get("score_chosen") is not None and row.get("score_rejected") is not None
+        scores = (float(row["score_chosen"]), float(row["score_rejected"])) if scored else None
+        pairs.append(TokenPair(context_kept, kept[0], kept[1], user=row.get("user"), scores=scores))
     if cut:
         warnings.warn(
             f"{cut} of {len(pairs)} pairs were cut to max_length={max_length}, max_prompt_length={max_prompt_length}",
@@ -183,20 +208,25 @@ def collate_preferences(
     check_choice("padding_side", padding_side, ("left", "right"))
     if not pairs:
         raise ValueError("pairs must hold at least one pair")
-    if not all(all(pair) for pair in pairs):
+    if not all(len(pair.prompt) and len(pair.chosen) and len(pair.rejected) for pair in pairs):
         raise ValueError("pairs must have no empty prompt or response")
-    sequences = [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs]
-    length = max(len(prompt) + len(response) for prompt, response in sequences)
-    input_ids = torch.full((len(sequences), length), pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    response_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(sequences):
-        used = len(prompt) + len(response)
-        start = length - used if padding_side == "left" else 0
-        input_ids[row, start : start + used] = torch.tensor([*prompt, *response])
-        attention_mask[row, start : start + used] = 1
-        response_mask[row, start + len(prompt) : start + used] = True
-    return PreferenceBatch(input_ids, attention_mask, response_mask)
+    both = collate_sequences(
+        [(pair.prompt, pair.chosen) for pair in pairs] + [(pair.prompt, pair.rejected) for pair in pairs],
+        pad_token_id=pad_token_id,
+        padding_side=padding_side,
+    )
+    rationales = [pair.rationale for pair in pairs if pair.rationale is not None]
+    scores = [pair.scores for pair in pairs if pair.scores is not None]
+    return PreferenceBatch(
+        both.input_ids,
+        both.attention_mask,
+        both.response_mask,
+        collate_sequences(rationales, pad_token_id=pad_token_id, padding_side=padding_side)
+        if len(rationales) == len(pairs)
+        else None,
+        tuple(pair.user for pair in pairs),
+        torch.tensor(scores) if len(scores) == len(pairs) else None,
+    )
 
 
 def _plain_texts(number: int, row: Mapping[str, Any], _: Any) -> tuple[str, str, str]:
