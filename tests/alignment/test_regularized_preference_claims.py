@@ -1,10 +1,9 @@
 """The paper-scale claim runs, once, at the smallest size; its testbeds are what they say."""
 
-import numpy as np
 import pytest
 
 from workingpapers.claims.alignment import regularized_preference as claims
-from workingpapers.claims.alignment.testbeds import bigram_grammar, checkable_reward
+from workingpapers.claims.alignment.testbeds import checkable_reward
 from workingpapers.data import DataNotInstalled
 from workingpapers.desk.claim import Cell
 
@@ -14,14 +13,6 @@ def test_the_reward_of_a_sentence_can_be_checked_by_hand():
     assert checkable_reward("Night falls", "owls", finished=False) == 0.0
     assert checkable_reward("Owls owls owls owls", "owls", finished=False) == 1.0 - 2 * 0.75
     assert checkable_reward("", "owls", finished=True) == -1.0
-
-
-def test_the_grammar_has_six_successors_and_punishes_the_others():
-    legal, transition, gold = bigram_grammar(3)
-    assert (legal.sum(1) == 6).all()
-    np.testing.assert_allclose(transition.sum(1), 1.0)
-    assert (transition[~legal] == 0).all()
-    assert (gold[~legal] == -3).all()
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@ from .best_of_n_curve import BestOfNCurve as BestOfNCurve
 from .best_of_n_curve import Overoptimization as Overoptimization
 from .best_of_n_curve import best_of_n as best_of_n
 from .best_of_n_curve import overoptimization as overoptimization
+from .gold_reward import GoldCurve as GoldCurve
+from .gold_reward import GoldRewardLab as GoldRewardLab
 from .logprobs import frozen as frozen
 from .logprobs import reference_of as reference_of
 from .logprobs import response_logits as response_logits

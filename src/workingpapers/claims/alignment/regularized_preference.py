@@ -18,14 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workingpapers.claims.alignment.testbeds import (
-    BIGRAM_LENGTH,
     HELD_OUT_TOPICS,
-    bigram_grammar,
-    bigram_pairs,
-    first_symbols,
     judged_answers,
     pretrained_transformer,
-    sample,
     sentence_pairs,
     sentence_prompt,
 )
@@ -292,11 +287,11 @@ def bigram_rows(cell: Cell) -> list[Row]:
 @artifact
 def bigram_curve(seed: int, pairs: int, beta: float, steps: int, eta: float) -> dict[str, np.ndarray]:
     """Every 50 steps: gold reward and illegal bigrams of 1,000 samples, log-probability of the chosen answers."""
-    from workingpapers.alignment import RPOConfig, RPOTrainer, overoptimization_report
+    from workingpapers.alignment import GoldRewardLab, RPOConfig, RPOTrainer, overoptimization_report
 
-    legal, _, gold = bigram_grammar(seed)
+    lab = GoldRewardLab(seed)
     model, reference = pretrained_transformer(seed), pretrained_transformer(seed)
-    data = bigram_pairs(reference, gold, pairs, seed)
+    data = lab.pairs(reference, pairs, seed=seed)
     args = RPOConfig(
         beta=beta,
         eta=eta,
@@ -314,13 +309,13 @@ def bigram_curve(seed: int, pairs: int, beta: float, steps: int, eta: float) -> 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the supervised term is meant to swamp the other for SFT
             trainer.train(step - len(trainer.history))
-        symbols = sample(model, first_symbols(1_000, seed=step), BIGRAM_LENGTH - 1, seed=step)
+        measured = lab.measure(model, reference, seed=step)
         report = overoptimization_report(model, reference, data[:500], batch_size=100)
         rows.append(
             {
                 "step": step,
-                "gold": gold[symbols[:, :-1], symbols[:, 1:]].sum(1).mean(),
-                "illegal_rate": 1.0 - legal[symbols[:, :-1], symbols[:, 1:]].mean(),
+                "gold": measured["gold"],
+                "illegal_rate": measured["illegal_rate"],
                 "chosen_logprob": report.chosen_logprob,
                 "rejected_logprob": report.rejected_logprob,
                 "accuracy": report.accuracy,

@@ -1,7 +1,6 @@
 """Testbeds of the alignment claims: language models whose true reward is known.
 
-- Bigram grammar: a small transformer trained here on random text with 6 legal successors per symbol; the gold reward
-  is a sum over bigrams, and illegal bigrams show mass outside the data.
+- Bigram grammar: the small transformer of `GoldRewardLab`, whose gold reward is a sum over bigrams.
 - Short sentences: SmolLM2-135M-Instruct is asked for one short sentence on a topic; the reward is checked by a program.
 """
 
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workingpapers.common.validation import require
 from workingpapers.desk.claim import artifact
 
 if TYPE_CHECKING:
@@ -22,105 +20,23 @@ if TYPE_CHECKING:
     from workingpapers.alignment import TokenPair
 
 
-def sample(
-    model: nn.Module, prompts: np.ndarray, new_tokens: int, *, seed: int, attention_mask: np.ndarray | None = None
-) -> np.ndarray:
-    """Prompts with sampled continuations, at temperature 1 from the whole vocabulary."""
-    import torch
-
-    ids = torch.from_numpy(prompts)
-    mask = torch.ones_like(ids) if attention_mask is None else torch.from_numpy(attention_mask)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        found: torch.Tensor = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=new_tokens
-        )
-    return found.numpy()
-
-
 # ------------------------------------------------------------------------------------------------ a grammar of bigrams
-
-SYMBOLS, BIGRAM_LENGTH = 32, 16  # of the grammar's text
-
-
-def bigram_grammar(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which symbols may follow which (6 each), how likely they do, and the gold reward of every bigram."""
-    rng = np.random.default_rng([seed, 0])
-    legal = rng.permuted(np.tile(np.arange(SYMBOLS) < 6, (SYMBOLS, 1)), axis=1)
-    transition = np.where(legal, np.exp(rng.standard_normal((SYMBOLS, SYMBOLS))), 0.0)
-    gold = np.where(legal, 0.5 * rng.standard_normal((SYMBOLS, SYMBOLS)), -3.0)
-    return legal, transition / transition.sum(1, keepdims=True), gold
-
-
-def bigram_pairs(model: nn.Module, gold: np.ndarray, count: int, seed: int) -> list[TokenPair]:
-    """Two continuations of each first symbol by the model itself, labelled by a Bradley-Terry judge."""
-    from workingpapers.alignment import TokenPair
-
-    first = np.repeat(first_symbols(count, seed), 2, axis=0)
-    symbols = sample(model, first, BIGRAM_LENGTH - 1, seed=seed).reshape(count, 2, BIGRAM_LENGTH)
-    rewards = gold[symbols[..., :-1], symbols[..., 1:]].sum(-1)
-    second_wins = np.random.default_rng([seed, 2]).random(count) > 1 / (1 + np.exp(rewards[:, 1] - rewards[:, 0]))
-    return [
-        TokenPair(answers[0][:1], answers[won][1:], answers[1 - won][1:])
-        for answers, won in zip(symbols.tolist(), second_wins.astype(int).tolist(), strict=True)
-    ]
-
-
-def first_symbols(count: int, seed: int) -> np.ndarray:
-    return np.random.default_rng([seed, 3]).integers(SYMBOLS, size=(count, 1))
 
 
 def pretrained_transformer(seed: int) -> nn.Module:
-    model = _small_transformer(seed)
+    """The policy of `GoldRewardLab(seed)`, trained once."""
+    from workingpapers.alignment import GoldRewardLab
+
+    model = GoldRewardLab(seed).untrained_policy()
     model.load_state_dict(pretrained_weights(seed))
     return model.eval()
 
 
 @artifact
 def pretrained_weights(seed: int) -> dict[str, torch.Tensor]:
-    """500 AdamW steps of 128 sequences of the grammar, learning rate 3e-3, then 5e-4 for the last fifth."""
-    import torch
+    from workingpapers.alignment import GoldRewardLab
 
-    _, transition, _ = bigram_grammar(seed)
-    rng = np.random.default_rng([seed, 4])
-    cumulative = transition.cumsum(1)
-    model = _small_transformer(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(500):
-        if step == 400:
-            optimizer.param_groups[0]["lr"] = 5e-4
-        symbols = rng.integers(SYMBOLS, size=(128, 1))
-        for _ in range(BIGRAM_LENGTH - 1):
-            drawn = (rng.random((128, 1)) > cumulative[symbols[:, -1]]).sum(1, keepdims=True)
-            symbols = np.concatenate([symbols, np.minimum(drawn, SYMBOLS - 1)], axis=1)
-        batch = torch.from_numpy(symbols)
-        optimizer.zero_grad()
-        model(input_ids=batch, labels=batch).loss.backward()
-        optimizer.step()
-    return dict(model.state_dict())
-
-
-def _small_transformer(seed: int) -> nn.Module:
-    import torch
-
-    transformers = require("transformers", extra="language")
-    config = transformers.GPT2Config(
-        vocab_size=SYMBOLS,
-        n_positions=BIGRAM_LENGTH,
-        n_embd=64,
-        n_layer=2,
-        n_head=4,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model: nn.Module = transformers.GPT2LMHeadModel(config)
-    return model
+    return dict(GoldRewardLab(seed).policy().state_dict())
 
 
 # ----------------------------------------------------------------------------------------------------- short sentences
@@ -179,16 +95,23 @@ def sentence_answers(count: int, seed: int) -> dict[str, np.ndarray]:
 
 def judged_answers(model: nn.Module, tokenizer: Any, prompts: list[str], seed: int) -> list[tuple[list[int], float]]:
     """One sampled answer to each prompt, up to and including its end, and its reward."""
+    import torch
+
+    from workingpapers.alignment import sample_responses
+
+    drawn = sample_responses(
+        model,
+        [tokenizer(prompt).input_ids for prompt in prompts],
+        max_new_tokens=ANSWER_LIMIT,
+        eos_token_id=tokenizer.eos_token_id,
+        batch_size=32,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    assert drawn.finished is not None
     judged = []
-    for start in range(0, len(prompts), 32):
-        part = prompts[start : start + 32]
-        batch = tokenizer(part, return_tensors="np", padding=True, padding_side="left")
-        ids = sample(model, batch["input_ids"], ANSWER_LIMIT, seed=seed + start, attention_mask=batch["attention_mask"])
-        for prompt, answer in zip(part, ids[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-            finished = tokenizer.eos_token_id in answer
-            kept = answer[: answer.index(tokenizer.eos_token_id) + 1] if finished else answer
-            topic = prompt.partition(" about ")[2].partition(".")[0]
-            judged.append((kept, checkable_reward(tokenizer.decode(kept, skip_special_tokens=True), topic, finished)))
+    for prompt, answer, finished in zip(prompts, drawn.responses(), drawn.finished.tolist(), strict=True):
+        topic = prompt.partition(" about ")[2].partition(".")[0]
+        judged.append((answer, checkable_reward(tokenizer.decode(answer, skip_special_tokens=True), topic, finished)))
     return judged
 
 
