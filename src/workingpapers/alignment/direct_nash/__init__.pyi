@@ -1,0 +1,14 @@
+from .losses import DNOLoss as DNOLoss
+from .losses import DNOOutput as DNOOutput
+from .pairs import PairSelection as PairSelection
+from .pairs import ReplayMix as ReplayMix
+from .pairs import WinRateRanker as WinRateRanker
+from .pairs import build_pairs as build_pairs
+from .pairs import ngram_repetition as ngram_repetition
+from .tabular import NashResult as NashResult
+from .tabular import borda_scores as borda_scores
+from .tabular import exact_nash as exact_nash
+from .tabular import exploitability as exploitability
+from .tabular import nash_policy as nash_policy
+from .trainer import DirectNashConfig as DirectNashConfig
+from .trainer import DirectNashTrainer as DirectNashTrainer
