@@ -1,0 +1,16 @@
+from . import tabular as tabular
+from .estimator import SharpeningReport as SharpeningReport
+from .estimator import SharpeningRLHF as SharpeningRLHF
+from .estimator import SharpeningSFT as SharpeningSFT
+from .losses import SharpeningPairLoss as SharpeningPairLoss
+from .losses import SharpeningPairOutput as SharpeningPairOutput
+from .policy import CausalPolicy as CausalPolicy
+from .policy import SequencePolicy as SequencePolicy
+from .report import Sharpness as Sharpness
+from .report import sharpness as sharpness
+from .rewards import self_reward as self_reward
+from .selection import AdaptiveSampler as AdaptiveSampler
+from .selection import Sharpened as Sharpened
+from .selection import best_of_n_select as best_of_n_select
+from .selection import sharpen as sharpen
+from .tabular import coverage as coverage
