@@ -1,0 +1,16 @@
+from .detector import PowerLaw as PowerLaw
+from .detector import PowerLawDetector as PowerLawDetector
+from .detector import false_alarm_rate as false_alarm_rate
+from .detector import fit_power_law as fit_power_law
+from .distiller import Distiller as Distiller
+from .divergence import DivergenceEstimate as DivergenceEstimate
+from .divergence import SequenceDivergence as SequenceDivergence
+from .divergence import token_divergence as token_divergence
+from .models import SequenceModel as SequenceModel
+from .monitor import HackingMonitor as HackingMonitor
+from .monitor import MonitorRow as MonitorRow
+from .study import DistillationArm as DistillationArm
+from .study import HackingRun as HackingRun
+from .study import HackingStudy as HackingStudy
+from .study import SupervisedTrainer as SupervisedTrainer
+from .study import controlled_study as controlled_study
