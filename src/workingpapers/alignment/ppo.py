@@ -3,7 +3,7 @@
 The arithmetic between a rollout and an optimiser step: rewards shaped by the divergence from a reference, advantages,
 and the clipped losses of policy and value function. Log-probabilities come from `token_logprobs`, scores from any
 reward, values from `RewardModel.token_values`; all are (batch, length) with a mask of the response tokens, which may
-stand anywhere in a row, with gaps (several turns) and padding on either side. For a trainer around them see trl.
+stand anywhere in a row, with gaps (several turns) and padding on either side. `PPOTrainer` is the loop around them.
 
 References: Schulman et al., "High-Dimensional Continuous Control Using Generalized Advantage Estimation", 2016;
 Schulman et al., "Proximal Policy Optimization Algorithms", 2017; Ziegler et al., "Fine-Tuning Language Models from
@@ -13,12 +13,15 @@ Human Preferences", 2019 (rewards of tokens).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from workingpapers.common.validation import check_number
+from workingpapers.common.validation import check_choice, check_number
+
+Average = Literal["tokens", "sequences"]
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,9 @@ class PPOOutput:
     Attributes
     ----------
     loss : policy_loss + value_weight * value_loss.
-    policy_loss, value_loss : means over response tokens.
+    policy_loss, value_loss : means over response tokens, as all that follow.
     clip_fraction : share of response tokens at which the policy's gradient is cut off.
-    approx_kl : mean over response tokens of (log ratio)^2 / 2, in nats: how far this policy has moved from the one
-        that made the rollout.
+    approx_kl : (log ratio)^2 / 2, in nats: how far this policy has moved from the one that made the rollout.
     """
 
     loss: Float[Tensor, ""]
@@ -130,45 +132,89 @@ def ppo_losses(
     returns: Float[Tensor, "batch length"],
     mask: Bool[Tensor, "batch length"],
     clip: float = 0.2,
-    value_clip: float = 0.2,
+    value_clip: float | None = 0.2,
     value_weight: float = 0.1,
+    average: Average = "tokens",
 ) -> PPOOutput:
-    """The clipped losses of one mini-batch.
-
-        policy: max(-A rho, -A clip(rho, 1 - clip, 1 + clip)),  rho = pi / pi_old
-        value:  max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2
+    """The clipped losses of one mini-batch, `clipped_policy_losses` and `clipped_value_losses` averaged.
 
     Parameters
     ----------
     logprobs, values : of the current policy and value function, with gradients.
     old_logprobs, old_values : of those that made the rollout.
     advantages, returns : from `gae`; advantages are usually passed through `whiten`.
-    mask : True on response tokens.
-    clip, value_clip : above 0.
+    mask : True on response tokens; at least one in each row.
+    clip, value_clip : above 0; without a `value_clip` values are fitted by least squares.
     value_weight : at least 0.
+    average : "tokens" gives every token of the batch one weight, "sequences" every answer, shared by its tokens.
     """
-    clip, value_clip = check_number("clip", clip, above=0), check_number("value_clip", value_clip, above=0)
     value_weight = check_number("value_weight", value_weight, at_least=0)
-    logprobs, values, old_logprobs, old_values, advantages, returns = _on_mask(
-        mask,
-        logprobs=logprobs,
-        values=values,
-        old_logprobs=old_logprobs,
-        old_values=old_values,
-        advantages=advantages,
-        returns=returns,
+    check_choice("average", average, ("tokens", "sequences"))
+    losses, cut_off, log_ratio = clipped_policy_losses(
+        logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask, clip=clip
+    )
+    value_losses = clipped_value_losses(
+        values, old_values=old_values, returns=returns, mask=mask, value_clip=value_clip
+    )
+    lengths = mask.sum(1, keepdim=True)
+    weights = 1.0 / (lengths * len(mask) if average == "sequences" else lengths.sum())
+    policy_loss, value_loss, clip_fraction, approx_kl = (
+        (weights * part).sum() for part in (losses, value_losses, cut_off, 0.5 * log_ratio.detach() ** 2)
+    )
+    loss = policy_loss + value_weight * value_loss
+    return PPOOutput(loss, policy_loss.detach(), value_loss.detach(), clip_fraction, approx_kl)
+
+
+def clipped_policy_losses(
+    logprobs: Float[Tensor, "batch length"],
+    *,
+    old_logprobs: Float[Tensor, "batch length"],
+    advantages: Float[Tensor, "batch length"],
+    mask: Bool[Tensor, "batch length"],
+    clip: float = 0.2,
+) -> tuple[Float[Tensor, "batch length"], Bool[Tensor, "batch length"], Float[Tensor, "batch length"]]:
+    """PPO's loss of every token.
+
+        max(-A rho, -A clip(rho, 1 - clip, 1 + clip)),  rho = pi / pi_old
+
+    Parameters as in `ppo_losses`.
+
+    Returns
+    -------
+    losses, whether the gradient is cut off, log rho : 0 or False outside the mask.
+    """
+    clip = check_number("clip", clip, above=0)
+    logprobs, old_logprobs, advantages = _on_mask(
+        mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
     )
     log_ratio = logprobs - old_logprobs.detach()
     ratio = log_ratio.exp()
     plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)
-    policy_loss = _masked_mean(torch.maximum(plain, clipped), mask)
-    near = old_values + (values - old_values).clamp(-value_clip, value_clip)
-    value_loss = 0.5 * _masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
-    with torch.no_grad():
-        clip_fraction = _masked_mean((clipped > plain).to(ratio.dtype), mask)
-        approx_kl = _masked_mean(0.5 * log_ratio**2, mask)
-    loss = policy_loss + value_weight * value_loss
-    return PPOOutput(loss, policy_loss.detach(), value_loss.detach(), clip_fraction, approx_kl)
+    return torch.maximum(plain, clipped), clipped > plain, log_ratio
+
+
+def clipped_value_losses(
+    values: Float[Tensor, "batch length"],
+    *,
+    old_values: Float[Tensor, "batch length"],
+    returns: Float[Tensor, "batch length"],
+    mask: Bool[Tensor, "batch length"],
+    value_clip: float | None = 0.2,
+) -> Float[Tensor, "batch length"]:
+    """The loss of every prefix's value, 0 outside the mask.
+
+        max((V - R)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - R)^2) / 2
+
+    Parameters as in `ppo_losses`.
+    """
+    if value_clip is not None:
+        value_clip = check_number("value_clip", value_clip, above=0)
+    values, old_values, returns = _on_mask(mask, values=values, old_values=old_values, returns=returns)
+    losses = (values - returns) ** 2
+    if value_clip is not None:
+        near = old_values + (values - old_values).clamp(-value_clip, value_clip)
+        losses = torch.maximum(losses, (near - returns) ** 2)
+    return 0.5 * losses
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,14 @@
+from .actors import Actor as Actor
+from .actors import Episodes as Episodes
+from .actors import GymActor as GymActor
+from .actors import LanguageActor as LanguageActor
+from .actors import ValueHeads as ValueHeads
+from .mixer import LagrangeMixer as LagrangeMixer
+from .proxy_points import ProxyPoints as ProxyPoints
+from .proxy_points import RewardSurface as RewardSurface
+from .proxy_points import estimate_proxy_points as estimate_proxy_points
+from .search import SearchResult as SearchResult
+from .search import ThresholdSearch as ThresholdSearch
+from .search import starting_simplex as starting_simplex
+from .trainer import ConstrainedPPO as ConstrainedPPO
+from .trainer import ConstrainedPPOConfig as ConstrainedPPOConfig
