@@ -1,0 +1,16 @@
+from . import personas as personas
+from .episodes import Comparison as Comparison
+from .episodes import Episode as Episode
+from .episodes import EpisodeSampler as EpisodeSampler
+from .episodes import as_comparison as as_comparison
+from .episodes import split_users as split_users
+from .losses import FSPOLoss as FSPOLoss
+from .losses import FSPOOutput as FSPOOutput
+from .losses import ipo_losses as ipo_losses
+from .rewarder import PersonalResponse as PersonalResponse
+from .rewarder import PersonalRewarder as PersonalRewarder
+from .template import EpisodeTemplate as EpisodeTemplate
+from .template import FewShotTemplate as FewShotTemplate
+from .trainer import FSPOConfig as FSPOConfig
+from .trainer import FSPOTrainer as FSPOTrainer
+from .trainer import PrefFTTrainer as PrefFTTrainer
