@@ -1,0 +1,12 @@
+from .efficiency import DataEfficiency as DataEfficiency
+from .efficiency import data_efficiency as data_efficiency
+from .efficiency import pairs_needed as pairs_needed
+from .formatting import RationaleFormatter as RationaleFormatter
+from .formatting import add_rationales as add_rationales
+from .formatting import tokenize_rationales as tokenize_rationales
+from .losses import RationaleLoss as RationaleLoss
+from .losses import RationaleOutput as RationaleOutput
+from .losses import orpo_losses as orpo_losses
+from .losses import simpo_losses as simpo_losses
+from .trainer import RationaleConfig as RationaleConfig
+from .trainer import RationaleTrainer as RationaleTrainer

@@ -1,0 +1,11 @@
+from .rewards import delimiter_mask as delimiter_mask
+from .rewards import token_rewards as token_rewards
+from .theory import Elimination as Elimination
+from .theory import PessimisticReward as PessimisticReward
+from .theory import SoftOptimal as SoftOptimal
+from .theory import pessimistic_token_reward as pessimistic_token_reward
+from .theory import prefix_elimination as prefix_elimination
+from .theory import soft_optimal_policy as soft_optimal_policy
+from .trainer import RTOConfig as RTOConfig
+from .trainer import RTOTrainer as RTOTrainer
+from .wrapper import RTOReward as RTOReward
