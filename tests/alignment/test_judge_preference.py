@@ -223,8 +223,14 @@ def by_length(candidate, reference):
 def test_an_interrupted_run_goes_on_and_draws_what_a_whole_one_draws(tmp_path):
     items = [(f"p{number}", "r") for number in range(10)]
     options = {"random_state": 3, "chunk_size": 4}
-    whole = build_preferences(items, random_texts, by_length, **options)
-    calls = []
+    calls, seeds = [], set()
+
+    def seen(inputs, n, random_state):
+        seeds.add(random_state)
+        return random_texts(inputs, n, random_state)
+
+    whole = build_preferences(items, seen, by_length, **options)
+    assert len(seeds) == 3  # chunks do not share their draws
 
     def interrupted(inputs, n, random_state):
         if len(calls) == 2:

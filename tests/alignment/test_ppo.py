@@ -136,3 +136,13 @@ def test_what_stands_outside_the_mask_does_not_matter():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(random(3, 6))
+
+
+def test_sequences_can_have_one_weight_each_and_values_can_go_unclipped():
+    logprobs, values, advantages = random(3, 6), random(3, 6), random(3, 6)
+    out = losses(logprobs, values, advantages=advantages, mask=MASK, average="sequences", value_clip=None)
+    alone = [losses(logprobs[[k]], values[[k]], advantages=advantages[[k]], mask=MASK[[k]]) for k in range(3)]
+    assert out.policy_loss.item() == pytest.approx(sum(part.policy_loss.item() for part in alone) / 3)
+    assert out.value_loss.item() == pytest.approx(
+        sum(0.5 * (values[k][MASK[k]] ** 2).mean().item() for k in range(3)) / 3
+    )
