@@ -102,14 +102,16 @@ def prefix_elimination(
     """Find the most likely of A^H responses when every query tells the rewards of its tokens.
 
     With rewards log pi*(y_h | y_<h), a prefix less likely than A^-xi has no response that is as likely as that, so it
-    is never entered again: depth first, each query after the first tries one new token after a prefix that is still
-    alive. A layer has at most A^xi such prefixes, so 1 + (A - 1) H A^xi queries suffice where some response is at least
-    that likely; with one reward for the whole response, A^H are needed. (Proposition 3.2 states A^min(xi + 1, H); as a
-    number of whole responses that does not hold for small xi, where the (A - 1) H of the last prefix count.)
+    is never entered again; nor are the untried tokens after a prefix, when the tried ones leave them less than that.
+    Depth first, each query after the first tries one new token after a prefix that is still alive. A layer has at most
+    A^xi such prefixes, so 1 + (A - 1) H A^xi queries suffice where some response is at least that likely; with one
+    reward for the whole response, A^H are needed. (Proposition 3.2 states A^min(xi + 1, H); as a number of whole
+    responses that does not hold for small xi, where the (A - 1) H of the last prefix count.)
 
     Parameters
     ----------
-    query : maps a response, H tokens in 0 ... A - 1, to the log-probabilities of its tokens, at most 0.
+    query : maps a response, H tokens in 0 ... A - 1, to the log-probabilities of its tokens, at most 0; the
+        probabilities of the tokens after a prefix sum to 1.
     A, H : tokens to choose from, and tokens in a response, at least 1.
     xi : at least 0; some response has probability A^-xi or more. If none has, the best of the responses asked for is
         returned, which may not be the most likely.
@@ -122,12 +124,12 @@ def prefix_elimination(
     xi = check_number("xi", xi, at_least=0)
     threshold = -xi * math.log(A) - _ROUNDING
     best, best_logp, queries = (0,) * H, -math.inf, 0
-    alive: list[tuple[tuple[int, ...], float, int]] = [((), 0.0, 0)]  # prefix, log-probability, tokens tried after it
+    # prefix, log-probability, tokens tried after it, probability left to the others
+    alive: list[tuple[tuple[int, ...], float, int, float]] = [((), 0.0, 0, 1.0)]
     while alive:
-        prefix, logp, tried = alive.pop()
-        if tried == A:
+        prefix, logp, tried, left = alive.pop()
+        if tried == A or left <= 0.0 or logp + math.log(left) < threshold:
             continue
-        alive.append((prefix, logp, tried + 1))
         response = (*prefix, tried) + (0,) * (H - len(prefix) - 1)
         rewards = np.asarray(query(response), dtype=float)
         queries += 1
@@ -135,11 +137,12 @@ def prefix_elimination(
             raise ValueError(f"query must return {H} log-probabilities, got {rewards.tolist()}")
         if rewards.sum() > best_logp:
             best, best_logp = response, float(rewards.sum())
+        alive.append((prefix, logp, tried + 1, left - math.exp(rewards[len(prefix)])))
         for depth in range(len(prefix) + 1, H):
             logp += float(rewards[depth - 1])
             if logp < threshold:
                 break
-            alive.append((response[:depth], logp, 1))
+            alive.append((response[:depth], logp, 1, 1.0 - math.exp(rewards[depth])))
     bound = min(float(A) ** H, 1.0 + (A - 1) * H * float(A) ** xi)
     return Elimination(best, best_logp, queries, bound)
 

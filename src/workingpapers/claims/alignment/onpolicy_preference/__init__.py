@@ -33,7 +33,6 @@ from workingpapers.claims.alignment.onpolicy_preference.network import (
 )
 from workingpapers.claims.alignment.onpolicy_preference.table import (
     advice,
-    budgets_but_for_steps,
     budgets_side_by_side,
     far_peak,
     far_peak_but_for_two_losses,
@@ -41,7 +40,6 @@ from workingpapers.claims.alignment.onpolicy_preference.table import (
     gain_of_fresh_samples,
     ipo_against_best_of_n,
     near_peak,
-    near_peak_with_five_losses,
     push_down_against_winners,
     push_down_on_fixed_samples,
     reuse,
@@ -51,7 +49,6 @@ from workingpapers.claims.alignment.onpolicy_preference.table import (
 
 __all__ = [
     "advice",
-    "budgets_but_for_steps",
     "budgets_side_by_side",
     "commitment",
     "far_peak",
@@ -61,7 +58,6 @@ __all__ = [
     "gradients",
     "ipo_against_best_of_n",
     "near_peak",
-    "near_peak_with_five_losses",
     "network_far_peak",
     "network_far_peak_but_for_two_losses",
     "network_near_peak",

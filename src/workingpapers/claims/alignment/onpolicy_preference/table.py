@@ -103,24 +103,6 @@ def near_peak(cell: Cell) -> Row:
 
 @claim(
     paper=PAPER,
-    says="Where the peak is near, fresh samples gain less than 0.1 with contrastive losses, best of n and sharply "
-    "weighted regression.",
-    published="when the reference already prefers the best answers, on-policy sampling makes little difference",
-    grid={
-        "loss": scales(smoke=[], laptop=["DPO", "IPO", "SLiC", "best of n", "RWR 0.02"]),
-        "centre": [20],
-        "seed": SEEDS,
-        "method": ["fresh", "fixed"],
-    },
-    expect=[lower("reward", "fresh", than="fixed", margin=0.1, each="loss")],
-    plot=bars(x="loss", y="reward", by="method"),
-)
-def near_peak_with_five_losses(cell: Cell) -> Row:
-    return last(_table(cell.loss, cell.method, cell.centre, cell.seed))
-
-
-@claim(
-    paper=PAPER,
     says="With fixed samples and a far peak, losses that push bad answers down (DPO, IPO) end higher than all that do "
     "not.",
     published="offline DPO and IPO end higher than best-of-n and Pref-FT when the peak is far from the reference",
@@ -202,28 +184,6 @@ TO_REACH = 0.8
     plot=bars(x="loss", y="trained_tokens", by="method", log="y"),
 )
 def budgets_side_by_side(cell: Cell) -> Row:
-    return _until_reached(cell)
-
-
-@claim(
-    paper=PAPER,
-    says="They need fewer queries and tokens; in gradient steps, each of which goes through twenty times as many "
-    "samples, large batches of fixed samples can be ahead.",
-    published="on-policy sampling is more sample-efficient; budgets are counted in queries and in gradient steps",
-    grid={
-        "loss": scales(smoke=[], laptop=SIX),
-        "centre": [70],
-        "seed": SEEDS,
-        "method": ["fresh", "fixed"],
-    },
-    expect=[
-        lower(budget, "fresh", than="fixed", factor=1.0, each="loss")
-        for budget in BUDGETS
-        if budget != "gradient_steps"
-    ],
-    plot=bars(x="loss", y="gradient_steps", by="method", log="y"),
-)
-def budgets_but_for_steps(cell: Cell) -> Row:
     return _until_reached(cell)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from workingpapers.alignment import SequenceBatch
 
+PROMPT = 48  # tokens
+
 
 @benchmark(
     paper=PAPER,
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     rounds={"smoke": 5, "laptop": 5, "paper": 7},
 )
 def policy_update(cell: Cell) -> Row:
-    """Prompts of 48 tokens; a Llama of width 128 with 4 layers. trl's step also computes the entropies that it logs."""
+    """A Llama of width 128 with 4 layers. trl's step also computes the entropies that it logs."""
     import torch
 
     from workingpapers.alignment import clipped_policy_losses, token_logprobs
@@ -90,7 +92,7 @@ def answers_to_update_on(vocabulary: int) -> tuple[nn.Module, SequenceBatch, tor
     rng = np.random.default_rng(0)
     batch = collate_sequences(
         [
-            (rng.integers(vocabulary, size=48).tolist(), rng.integers(vocabulary, size=8 * k).tolist())
+            (rng.integers(vocabulary, size=PROMPT).tolist(), rng.integers(vocabulary, size=8 * k).tolist())
             for k in range(1, 9)
         ]
     )
@@ -131,8 +133,7 @@ def trl_loss(model: nn.Module, batch: SequenceBatch, advantages: torch.Tensor, f
         processing_class=tokenizer,
     )
     theirs.current_gradient_accumulation_steps = 1
-    width = int((~batch.response_mask[0]).nonzero()[47]) + 1  # prompts are 48 tokens, padding stands on the right
-    prompts, completions = slice(None, width), slice(width, None)
+    prompts, completions = slice(None, PROMPT), slice(PROMPT, None)  # padding stands on the right
     assert batch.logprobs is not None
     inputs = {
         "prompt_ids": batch.input_ids[:, prompts],

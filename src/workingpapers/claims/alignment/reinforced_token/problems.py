@@ -88,7 +88,8 @@ def curve(method: str, horizon: int, batch: int, iterations: int, seed: int) -> 
 
     beta1, granularity, with_critic = RUNS[method]
     tables = {name: torch.from_numpy(table) for name, table in token_problem(horizon, seed).items()}
-    generator = torch.Generator().manual_seed(seed)
+    own = np.random.SeedSequence([seed, 1])  # not the numbers that drew the problem
+    generator = torch.Generator().manual_seed(int(own.generate_state(1)[0]))
     logits = tables["reference"].clone().requires_grad_()
     values = torch.zeros(horizon, TOKENS, requires_grad=True)
     optimizer = torch.optim.Adam([{"params": [logits], "lr": 0.05}, {"params": [values], "lr": 0.1}])

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     plot=line(x="rollout", y="gold"),
 )
 def smollm2_short_sentences(cell: Cell) -> list[Row]:
+    import torch
+
     from workingpapers.alignment import RewardModel, RTOConfig, RTOTrainer
 
     policy, tokenizer = adapted_smollm2(cell.seed)
@@ -74,7 +76,8 @@ def smollm2_short_sentences(cell: Cell) -> list[Row]:
         random_state=cell.seed,
     )
     critic = RewardModel(adapted_smollm2(cell.seed)[0])
-    torch_zero(critic)
+    assert critic.head is not None
+    torch.nn.init.zeros_(critic.head.weight)  # a random head would start from values far from any reward
     prompts = [tokenizer(sentence_prompt(topic, tokenizer)).input_ids for topic in TRAINING_TOPICS]
     trainer = RTOTrainer(
         policy, None, dpo, prompts, tokenizer, args, sentence_reward=checked_by(tokenizer), critic=critic
@@ -83,13 +86,6 @@ def smollm2_short_sentences(cell: Cell) -> list[Row]:
         trainer.train(rollout - len(trainer.history))
         look(rollout, policy)
     return rows
-
-
-def torch_zero(critic: Any) -> None:
-    """Start from values of 0, not from a random head on states of norm in the hundreds."""
-    import torch
-
-    torch.nn.init.zeros_(critic.head.weight)
 
 
 def checked_by(tokenizer: Any) -> Any:
