@@ -231,9 +231,13 @@ def _page(module: str, paper: Paper | None) -> Page:
         if found is not None:
             made[name] = _entry(module, name, *found)
     for entry in list(made.values()):
+        line = [entry]  # the class and its bases: each is imported where one before it is defined
         for base in entry.inherited:
-            if base not in made and (found := resolve(entry.home.removeprefix(f"{PACKAGE}."), base)) is not None:
+            found = next(filter(None, (resolve(each.home.removeprefix(f"{PACKAGE}."), base) for each in line)), None)
+            if base not in made and found is not None:
                 made[base] = _entry(module, base, *found, kind="base class")
+            if base in made:
+                line.append(made[base])
     walked = [each for entry in made.values() for each in entry.walk()]
     shown = {module} | {each.home.removeprefix(f"{PACKAGE}.") for each in walked if each.kind == "module"}
     homes = dict.fromkeys(each.home.removeprefix(f"{PACKAGE}.") for each in walked)
@@ -405,7 +409,11 @@ def _dataclass_fields(home: str, node: ast.ClassDef) -> list[Argument]:
             for mark in marks
             for option in mark.keywords
         )
-        found |= {one.name: replace(one, keyword_only=keyword_only) for one in _fields(place, each)}
+        for one in _fields(place, each):
+            if one.annotation == "KW_ONLY":
+                keyword_only = True
+            else:
+                found[one.name] = replace(one, keyword_only=keyword_only)
     return sorted(found.values(), key=lambda argument: argument.keyword_only)
 
 
