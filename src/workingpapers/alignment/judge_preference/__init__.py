@@ -19,7 +19,8 @@ This is a recipe for data. That a judge's score rises is no evidence that a repo
 decide about a patient without a clinician who reads the report.
 
 Reference: Hein, Chen, Ostmeier, Xu, Varma, Reis, Md, Bluethgen, Shin, Langlotz and Chaudhari, "CheXalign: Preference
-fine-tuning in chest X-ray interpretation models without human feedback", ACL 2025, arXiv 2410.07025.
+fine-tuning in chest X-ray interpretation models without human feedback", ACL 2025, arXiv 2410.07025; first as
+"Preference Fine-Tuning for Factuality in Chest X-Ray Interpretation Models Without Human Feedback".
 """
 
 import lazy_loader

@@ -53,7 +53,7 @@ def four_shots(cell: Cell) -> list[Row]:
     paper=PAPER,
     says="With random labels in the shots the model is not better than chance. At chance there is nothing to show, so "
     "this is inconclusive when it is right, and fails when the interval lies above one half.",
-    published="",
+    published="not measured there: a control of this library",
     grid={**FOUR_SHOTS, "seed": seeds(smoke=5, laptop=8)},
     expect=[lower("accuracy", "labels at random", than=0.5)],
     plot=bars(x="method", y="accuracy"),
