@@ -68,7 +68,7 @@ def training_step(cell: Cell) -> Row:
         with cell.timed(calls=steps):
             for _ in range(steps):
                 step()
-    return {"loss": loss}
+    return {"value": loss}
 
 
 def _our_step(

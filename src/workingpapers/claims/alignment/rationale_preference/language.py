@@ -189,7 +189,7 @@ def training_step(cell: Cell) -> Row:
         trainer.train(1)
         with cell.timed(calls=steps):
             trainer.train()
-        return {"loss": trainer.history[0]["loss"]}
+        return {"value": trainer.history[0]["loss"]}
 
     with tempfile.TemporaryDirectory() as folder:
         step = _trl_step(model, reference, pairs, gamma, folder)
@@ -197,7 +197,7 @@ def training_step(cell: Cell) -> Row:
         with cell.timed(calls=steps):
             for _ in range(steps):
                 step()
-    return {"loss": first}
+    return {"value": first}
 
 
 def _trl_step(
