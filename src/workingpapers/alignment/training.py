@@ -237,7 +237,7 @@ class Trainer(ABC):
             return 1.0
         rise = math.ceil(self.args.warmup * self.total_steps)
         if step < rise:
-            return (step + 1) / (rise + 1)
+            return (step + 1) / (rise + 1)  # type: ignore[no-any-return]
         return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, self.total_steps - rise)))
 
     def _let_layers_checkpoint(self) -> None:
