@@ -410,7 +410,7 @@ def test_the_workers_of_a_run_end_with_it_and_keep_what_they_measured(toy, queue
         process.stdin.close()
     else:
         process.send_signal(signal.SIGKILL)
-    until(lambda: all(gone(worker) for worker in workers), within=20.0)  # left alone they would take a minute
+    until(lambda: all(gone(worker) for worker in workers), within=2.0)
     assert process.wait(supervisors.GRACE) == (130 if how == "told" else -signal.SIGKILL)
     with Store(store) as opened:
         assert sorted(result.values["n"] for result in opened.results(toy)) == [0, 1]

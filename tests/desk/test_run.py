@@ -2,15 +2,18 @@
 
 import importlib
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from workingpapers.desk import worker
 from workingpapers.desk.claim import Cell
 from workingpapers.desk.run import Pool, run, usable_cores
 from workingpapers.desk.store import Store
@@ -256,6 +259,24 @@ def test_ctrl_c_ends_the_workers_and_keeps_what_was_measured(samples, log, tmp_p
     assert all(gone(worker) for worker in workers)
     with Store(tmp_path / "store.sqlite") as store:
         assert sorted(result.values["n"] for result in store.results("sample")) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_request_counts_from_its_arrival_until_its_answer(monkeypatch, answered):
+    """The parent may die before the worker's main thread has taken the request: it must not be measured then."""
+    ended, inbox, busy = [], queue.SimpleQueue(), threading.Event()
+    monkeypatch.setattr(worker.os, "killpg", lambda group, how: ended.append(how))
+    monkeypatch.setattr(worker.os, "_exit", lambda code: ended.append(code))
+
+    def requests():
+        yield '{"cell": 1}\n'
+        if answered:
+            busy.clear()
+
+    worker._read(requests(), inbox, busy)
+    assert ended == ([] if answered else [signal.SIGKILL, 1])
+    assert inbox.get() == {"cell": 1}
+    assert inbox.get() is None
 
 
 def test_workers_die_with_their_parent(samples, log, tmp_path):

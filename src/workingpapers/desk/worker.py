@@ -137,15 +137,14 @@ def main(threads: int, timeout: float | None) -> None:
     with suppress(OSError):  # Linux: when memory runs out, this process goes and not the parent
         Path("/proc/self/oom_score_adj").write_text("500")
     inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    measuring = threading.Event()
-    threading.Thread(target=_read, args=(requests, inbox, measuring), daemon=True).start()
+    busy = threading.Event()  # from a request's arrival to its answer
+    threading.Thread(target=_read, args=(requests, inbox, busy), daemon=True).start()
 
     known: dict[tuple[str, str], tuple[Claim, str]] = {}
     warm: set[tuple[str, ...]] = set()
     while (request := inbox.get()) is not None:
-        measuring.set()
         measured = _answer(request, known, warm, threads, timeout, replies)
-        measuring.clear()
+        busy.clear()  # before the reply, on which the next request may come
         _reply(replies, asdict(measured))
 
 
@@ -196,11 +195,12 @@ def private_streams() -> tuple[IO[str], IO[str]]:
     return requests, replies
 
 
-def _read(requests: IO[str], inbox: queue.SimpleQueue[dict[str, Any] | None], measuring: threading.Event) -> None:
+def _read(requests: IO[str], inbox: queue.SimpleQueue[dict[str, Any] | None], busy: threading.Event) -> None:
     """Pass requests on; when the parent is gone, end this process and those it started."""
     for line in requests:
+        busy.set()  # here: the parent may be gone before the main thread has taken the request
         inbox.put(json.loads(line))
-    if measuring.is_set():
+    if busy.is_set():
         if hasattr(os, "killpg"):
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
