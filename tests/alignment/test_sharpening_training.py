@@ -255,7 +255,7 @@ def test_bad_estimators_are_named(base):
             SharpeningRLHF(base, **change)
     with pytest.raises(TypeError, match="methods sample and log_prob"):
         SharpeningSFT(base, sampler=object())
-    with pytest.raises(ValueError, match="prompts must be a list with at least one prompt"):
+    with pytest.raises(ValueError, match="prompts must hold at least one prompt"):
         SharpeningSFT(base).fit([])
     with pytest.raises(ValueError, match="delta must be above 0"):
         sharpness(base, base, PROMPTS, delta=0.0)

@@ -20,7 +20,7 @@ from workingpapers.alignment import (
     token_divergence,
 )
 from workingpapers.alignment.teacher_hacking import divergence as module
-from workingpapers.alignment.teacher_hacking.models import as_prompts, as_sequence_model
+from workingpapers.alignment.teacher_hacking.models import as_sequence_model
 
 SYMBOLS, ANSWER = 3, 3
 KINDS = ["fkl", "rkl", "js"]
@@ -279,24 +279,7 @@ def test_an_encoder_decoder_at_low_temperature_is_greedy(t5):
         assert answer == expected
 
 
-def test_prompts_are_ids_or_text(llama):
-    class Tokenizer:
-        def __call__(self, text, add_special_tokens=True):
-            return {"input_ids": [9] * add_special_tokens + [ord(letter) for letter in text]}
-
-        def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-            return "".join(message["content"] for message in messages) + ">"
-
-    assert as_prompts("prompts", ["ab", [{"role": "user", "content": "a"}], [1]], Tokenizer()) == [
-        [9, 97, 98],
-        [97, 62],
-        [1],
-    ]
-    for prompts, message in (([], "at least one"), ([[1], []], "none may be empty"), (["a"], "a tokenizer is given")):
-        with pytest.raises(ValueError, match=message):
-            as_prompts("prompts", prompts)
-    with pytest.raises(ValueError, match="prompts must be at least 0"):
-        as_prompts("prompts", [[-1]])
+def test_a_teacher_is_a_language_model():
     with pytest.raises(TypeError, match="teacher must be a transformers language model or have the methods"):
         as_sequence_model("teacher", torch.nn.Linear(2, 2))
 

@@ -201,7 +201,7 @@ def test_warm_up_then_constant_rate():
         ({"lr": 0.0}, ValueError, "learning_rate must be above 0"),
         ({"max_new_tokens": 0}, ValueError, "max_new_tokens must be at least 1"),
         ({"prompts": []}, ValueError, "prompts must hold at least one prompt"),
-        ({"prompts": [[1], []]}, ValueError, "none may be empty"),
+        ({"prompts": [[1], []]}, ValueError, "prompt 1 has no tokens"),
     ],
 )
 def test_bad_options_are_named(options, error, message):

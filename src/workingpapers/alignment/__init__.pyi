@@ -105,7 +105,6 @@ from .ppo_training import Experience as Experience
 from .ppo_training import PPOConfig as PPOConfig
 from .ppo_training import PPOTrainer as PPOTrainer
 from .ppo_training import Rollout as Rollout
-from .ppo_training import tokenize_prompts as tokenize_prompts
 from .preference_training import PreferenceConfig as PreferenceConfig
 from .preference_training import PreferenceTrainer as PreferenceTrainer
 from .preferences import PreferenceBatch as PreferenceBatch
@@ -114,6 +113,7 @@ from .preferences import as_token_pairs as as_token_pairs
 from .preferences import collate_preferences as collate_preferences
 from .preferences import pair_logprobs as pair_logprobs
 from .preferences import tokenize_preferences as tokenize_preferences
+from .prompts import tokenize_prompts as tokenize_prompts
 from .rationale_preference import DataEfficiency as DataEfficiency
 from .rationale_preference import RationaleConfig as RationaleConfig
 from .rationale_preference import RationaleFormatter as RationaleFormatter

@@ -32,6 +32,7 @@ from workingpapers.alignment.ppo import (
     kl_shaped_rewards,
     whiten,
 )
+from workingpapers.alignment.prompts import tokenize_prompts
 from workingpapers.alignment.reward_head import RewardModel
 from workingpapers.alignment.sampling import sample_responses
 from workingpapers.alignment.sequences import SequenceBatch, collate_sequences
@@ -483,40 +484,6 @@ class _CriticTrainer(Trainer):
         losses = self._losses(rows)
         torch.autograd.backward(losses.sum() / total)
         return {"value_loss": losses}
-
-
-def tokenize_prompts(prompts: Iterable[Any], tokenizer: Any = None, *, max_prompt_length: int = 512) -> list[list[int]]:
-    """Prompts as token ids.
-
-    Parameters
-    ----------
-    prompts : each a string, a list of messages (``{"role": ..., "content": ...}``, rendered by the chat template with
-        the opening of an answer), token ids, or a row of a data set whose column prompt is one of these.
-    tokenizer : a transformers tokenizer; may be None when all are token ids.
-    max_prompt_length : in tokens; the beginning of a longer prompt is dropped.
-
-    Raises
-    ------
-    ValueError : there are no prompts, one has no tokens, or text is given without a tokenizer.
-    """
-    max_prompt_length = check_integer("max_prompt_length", max_prompt_length, at_least=1)
-    found: list[list[int]] = []
-    for number, given in enumerate(prompts):
-        prompt = given["prompt"] if isinstance(given, Mapping) else given
-        if isinstance(prompt, str) or (len(prompt) and isinstance(prompt[0], Mapping)):
-            if tokenizer is None:
-                raise ValueError("tokenizer may be None only when prompts are token ids")
-            if isinstance(prompt, str):
-                prompt = tokenizer(prompt)["input_ids"]
-            else:  # the template writes the special tokens itself
-                text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-                prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not len(prompt):
-            raise ValueError(f"prompts must not be empty, prompt {number} has no tokens")
-        found.append([int(token) for token in prompt[-max_prompt_length:]])
-    if not found:
-        raise ValueError("prompts must hold at least one prompt")
-    return found
 
 
 def score_answers(reward: Reward, batch: SequenceBatch, batch_size: int) -> Float[Tensor, "answers ..."]:

@@ -25,8 +25,8 @@ from workingpapers.alignment.direct_nash.tabular import borda_scores
 from workingpapers.alignment.logprobs import frozen
 from workingpapers.alignment.preference_training import PreferenceConfig, PreferenceTrainer
 from workingpapers.alignment.preferences import PreferenceBatch, TokenPair, collate_preferences, pair_logprobs
+from workingpapers.alignment.prompts import end_tokens, tokenize_prompts
 from workingpapers.alignment.sampling import sample_responses
-from workingpapers.alignment.sharpening.policy import as_token_prompts, end_tokens
 from workingpapers.alignment.training import TrainingConfig
 from workingpapers.common.validation import check_choice, check_integer, check_number
 
@@ -158,7 +158,7 @@ class DirectNashTrainer:
         if ref_model is model:
             raise ValueError("ref_model must be a frozen copy, got the model that is trained")
         self.prompts = list(prompts)
-        self._prompt_ids = as_token_prompts(self.prompts, tokenizer)
+        self._prompt_ids = tokenize_prompts(self.prompts, tokenizer)
         if len(self.prompts) < self.args.n_rounds:
             raise ValueError(f"prompts must be at least n_rounds={self.args.n_rounds}, got {len(self.prompts)}")
         if gold is not None and len(gold) != len(self.prompts):
@@ -169,7 +169,9 @@ class DirectNashTrainer:
         self._ends = end_tokens(model, tokenizer)
         self._gold_ids = None if gold is None else [self._answer_ids(answer) for answer in self.gold or ()]
         self.eval_prompts = [] if eval_prompts is None else list(eval_prompts)
-        self._eval_ids = as_token_prompts(self.eval_prompts, tokenizer) if self.eval_prompts else []
+        self._eval_ids = (
+            tokenize_prompts(self.eval_prompts, tokenizer, name="eval_prompts") if self.eval_prompts else []
+        )
 
         self._trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not self._trainable:

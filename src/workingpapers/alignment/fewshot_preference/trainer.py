@@ -105,7 +105,7 @@ class PrefFTTrainer(Trainer):
         with self._autocast():
             logprobs = sequence_logprobs(self.model, batch.input_ids, batch.attention_mask, batch.response_mask)
         losses = -logprobs  # -log pi_theta(y | x, shots)
-        (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses.sum() / total)
         return {"loss": losses}
 
 

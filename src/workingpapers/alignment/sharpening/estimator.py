@@ -14,16 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from workingpapers.alignment.logprobs import sequence_logprobs
+from workingpapers.alignment.prompts import Prompt, end_tokens, tokenize_prompts
 from workingpapers.alignment.sequences import TokenSequence, collate_sequences
 from workingpapers.alignment.sharpening.losses import SharpeningPairLoss
 from workingpapers.alignment.sharpening.policy import (
     CausalPolicy,
-    Prompt,
     SequencePolicy,
     Tokens,
     as_policy,
-    as_token_prompts,
-    end_tokens,
 )
 from workingpapers.alignment.sharpening.report import exp_or_inf, log_mean_inverse
 from workingpapers.alignment.sharpening.rewards import Extract, Kind, RewardFunction, check_kind, self_reward
@@ -286,7 +284,7 @@ class SharpeningSFT(_Sharpener):
         UserWarning : some prompts have no draw that ended, and are not trained on.
         RuntimeWarning : the adaptive rule gave up at its limit.
         """
-        ids = as_token_prompts(prompts, self.tokenizer)
+        ids = tokenize_prompts(prompts, self.tokenizer)
         generator = torch.Generator().manual_seed(self.random_state)
         base = self.sampler or self._policy(self.model, generator)
         rule = AdaptiveSampler() if self.adaptive is True else self.adaptive or self.n
@@ -364,7 +362,7 @@ class SharpeningRLHF(_Sharpener):
         ------
         ValueError : no prompts, an empty one, or no pair of which both ended within `max_new_tokens`.
         """
-        ids = as_token_prompts(prompts, self.tokenizer)
+        ids = tokenize_prompts(prompts, self.tokenizer)
         generator = torch.Generator().manual_seed(self.random_state)
         base = self.sampler or self._policy(self.model, generator)
         self.model_ = self._copy_to_train()

@@ -6,7 +6,7 @@ transformers causal language model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,7 +21,6 @@ from workingpapers.common.validation import check_integer
 
 Tokens = Sequence[int]
 Responses = Sequence[Sequence[Tokens]]  # to every prompt, several
-Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
 @runtime_checkable
@@ -112,41 +111,3 @@ def as_policy(policy: Any, **of_a_model: Any) -> SequencePolicy:
             f"model must be a transformers causal LM or have methods sample and log_prob, got a {type(policy).__name__}"
         )
     return policy
-
-
-def as_token_prompts(prompts: Sequence[Prompt], tokenizer: Any = None) -> list[list[int]]:
-    """Token ids of prompts that are text, conversations or token ids already.
-
-    Conversations (lists of ``{"role": ..., "content": ...}``) go through the tokenizer's chat template, which opens
-    the assistant's turn.
-
-    Raises
-    ------
-    ValueError : no prompts, an empty one, or text while `tokenizer` is None.
-    """
-    if isinstance(prompts, str) or not len(prompts):
-        raise ValueError("prompts must be a list with at least one prompt")
-    ids: list[list[int]] = []
-    for number, prompt in enumerate(prompts):
-        if len(prompt) == 0:
-            raise ValueError(f"prompts must not be empty, but prompt {number} is")
-        if not isinstance(prompt, str) and not isinstance(prompt[0], Mapping):
-            ids.append([int(token) for token in prompt])  # type: ignore[arg-type]
-            continue
-        if tokenizer is None:
-            raise ValueError("tokenizer may be None only when prompts are token ids")
-        if isinstance(prompt, str):
-            text, special = prompt, True
-        else:  # a chat template writes the special tokens itself
-            text, special = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True), False
-        ids.append(list(tokenizer(text, add_special_tokens=special)["input_ids"]))
-        if not ids[-1]:
-            raise ValueError(f"prompts must not be empty, but prompt {number} has no tokens")
-    return ids
-
-
-def end_tokens(model: Any, tokenizer: Any = None) -> int | list[int] | None:
-    """What ends a response: what the model's generation stops at, else the tokenizer's end of text."""
-    generation = getattr(model, "generation_config", None)
-    ends: int | list[int] | None = getattr(generation, "eos_token_id", None)
-    return getattr(tokenizer, "eos_token_id", None) if ends is None else ends

@@ -13,13 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
+from workingpapers.alignment.prompts import Prompt, end_tokens, tokenize_prompts
 from workingpapers.alignment.sharpening.policy import (
-    Prompt,
     Responses,
     SequencePolicy,
     as_policy,
-    as_token_prompts,
-    end_tokens,
 )
 from workingpapers.alignment.sharpening.selection import best_of_n_select, sharpen
 from workingpapers.common.validation import check_number
@@ -91,7 +89,7 @@ def sharpness(
     ValueError : an argument is out of range, or a prompt has no complete candidate.
     """
     delta = check_number("delta", delta, above=0, below=1)
-    ids = as_token_prompts(prompts, tokenizer)
+    ids = tokenize_prompts(prompts, tokenizer)
     trained, reference = (
         as_policy(one, max_new_tokens=max_new_tokens, batch_size=batch_size, eos_token_id=end_tokens(one, tokenizer))
         for one in (model, base)

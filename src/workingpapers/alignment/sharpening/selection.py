@@ -14,14 +14,12 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from workingpapers.alignment.prompts import Prompt, end_tokens, tokenize_prompts
 from workingpapers.alignment.sequences import TokenSequence
 from workingpapers.alignment.sharpening.policy import (
-    Prompt,
     SequencePolicy,
     Tokens,
     as_policy,
-    as_token_prompts,
-    end_tokens,
 )
 from workingpapers.alignment.sharpening.rewards import Extract, Kind, RewardFunction, check_kind, self_reward
 from workingpapers.common.validation import check_integer, check_number
@@ -164,7 +162,7 @@ def sharpen(
     ----------
     model : the base: a causal LM, drawn from at temperature 1, or a `SequencePolicy`, to which the arguments after
         `tokenizer` do not apply.
-    prompts : text, conversations or token ids; see `as_token_prompts`.
+    prompts : text, conversations or token ids; see `tokenize_prompts`.
     n : draws, at least 1, or a rule that says when there are enough. What is drawn does not depend on how the rule's
         draws are batched: it is applied draw by draw.
     reward, extract : as in `self_reward`.
@@ -198,7 +196,7 @@ def sharpen(
         batch_size=batch_size,
         generator=generator,
     )
-    ids = as_token_prompts(prompts, tokenizer)
+    ids = tokenize_prompts(prompts, tokenizer)
     if not isinstance(n, AdaptiveSampler):
         return choose_best(ids, draw_responses(policy, ids, n), reward, extract)
     best = choose_best(ids, _draw_adaptively(policy, ids, n), reward, extract)

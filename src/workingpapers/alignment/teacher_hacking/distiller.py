@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workingpapers.alignment.prompts import tokenize_prompts
 from workingpapers.alignment.sequences import SequenceBatch
 from workingpapers.alignment.teacher_hacking.divergence import Kind, SequenceDivergence
 from workingpapers.alignment.teacher_hacking.models import (
-    as_prompts,
     as_sequence_model,
     check_shared_vocabulary,
     frozen_model,
@@ -131,7 +131,7 @@ class Distiller(Trainer):
         if module is module_of(self.teacher):
             raise ValueError("teacher must be another model than student")
         check_shared_vocabulary(teacher=self.teacher, student=self.student)
-        self.prompts = as_prompts("prompts", prompts, tokenizer)
+        self.prompts = tokenize_prompts(prompts, tokenizer)
         self._seed = int(torch.randint(2**31, (), generator=generator))
         args = TrainingConfig(
             learning_rate=lr,
@@ -247,7 +247,7 @@ class Distiller(Trainer):
         if self.temperature != 1.0:
             of_teacher, of_student = of_teacher / self.temperature, of_student / self.temperature
         losses = self.divergence.losses(of_teacher.to(of_student.device), of_student, batch.response_mask)
-        (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(losses.sum() / total)
         return losses.detach()
 
     def _generator(self, *place: int) -> torch.Generator:

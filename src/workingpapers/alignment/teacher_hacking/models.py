@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from workingpapers.alignment.logprobs import frozen, response_logits
 from workingpapers.alignment.sampling import sample_responses
 from workingpapers.alignment.sequences import SequenceBatch
-from workingpapers.common.validation import check_integer
 
 
 @runtime_checkable
@@ -72,37 +71,6 @@ def check_shared_vocabulary(**models: SequenceModel) -> None:
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{name} has {size} tokens" for name, size in sizes.items())
         raise ValueError(f"the models must share their tokenizer, but {said}")
-
-
-def as_prompts(name: str, prompts: Iterable[Any], tokenizer: Any = None) -> list[list[int]]:
-    """Token ids of prompts.
-
-    Parameters
-    ----------
-    name : of the argument, for the error.
-    prompts : lists of token ids; or, with a tokenizer, strings and lists of ``{"role": ..., "content": ...}``, to which
-        the chat template adds the beginning of the answer.
-    tokenizer : a transformers tokenizer; not needed for token ids.
-
-    Raises
-    ------
-    ValueError : there are none, one is empty, one is text and there is no tokenizer, or an id is negative.
-    TypeError : an id is not an integer.
-    """
-    found = []
-    for prompt in prompts:
-        conversation = not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-        if (conversation or isinstance(prompt, str)) and tokenizer is None:
-            raise ValueError(f"{name} must be lists of token ids unless a tokenizer is given, got {prompt!r}")
-        if conversation:
-            text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt
-        found.append([check_integer(name, token, at_least=0) for token in ids])
-    if not found or not all(found):
-        raise ValueError(f"{name} must hold at least one prompt, and none may be empty")
-    return found
 
 
 def underlying(model: SequenceModel) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workingpapers.alignment.prompts import tokenize_prompts
 from workingpapers.alignment.sequences import SequenceBatch
 from workingpapers.alignment.teacher_hacking.detector import PowerLawDetector
 from workingpapers.alignment.teacher_hacking.divergence import (
@@ -18,7 +19,6 @@ from workingpapers.alignment.teacher_hacking.divergence import (
 )
 from workingpapers.alignment.teacher_hacking.models import (
     SequenceModel,
-    as_prompts,
     as_sequence_model,
     check_shared_vocabulary,
     frozen_model,
@@ -119,7 +119,7 @@ class HackingMonitor:
         self.teacher = as_sequence_model("teacher", teacher)
         self.oracle = None if oracle is None else as_sequence_model("oracle", oracle)
         check_shared_vocabulary(teacher=self.teacher, **({} if self.oracle is None else {"oracle": self.oracle}))
-        self.val_prompts = as_prompts("val_prompts", val_prompts, tokenizer)
+        self.val_prompts = tokenize_prompts(val_prompts, tokenizer, name="val_prompts")
         self._seed = int(torch.randint(2**31, (), generator=generator))
         self._references: dict[str, _Reference] = {}
         self.teacher_golden: DivergenceEstimate | None = None

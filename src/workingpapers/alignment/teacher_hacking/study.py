@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from workingpapers.alignment.logprobs import select_logprobs
+from workingpapers.alignment.prompts import tokenize_prompts
 from workingpapers.alignment.sequences import SequenceBatch
 from workingpapers.alignment.teacher_hacking.detector import PowerLawDetector
 from workingpapers.alignment.teacher_hacking.distiller import Distiller, Source, check_source
 from workingpapers.alignment.teacher_hacking.divergence import DivergenceEstimate, Kind, SequenceDivergence
 from workingpapers.alignment.teacher_hacking.models import (
-    as_prompts,
     as_sequence_model,
     check_shared_vocabulary,
     frozen_model,
@@ -162,7 +162,7 @@ def controlled_study(
     sft = TrainingConfig(learning_rate=sft_lr, warmup=None, max_grad_norm=max_grad_norm, batch_size=sft_batch_size)
     SequenceDivergence(reduction=reduction)
     named = {
-        name: as_prompts(name, given, tokenizer)
+        name: tokenize_prompts(given, tokenizer, name=name)
         for name, given in (("sft_prompts", sft_prompts), ("prompts", prompts), ("val_prompts", val_prompts))
     }
     _check_disjoint(named)
@@ -253,7 +253,7 @@ class SupervisedTrainer(Trainer):
             logits = self.scored.logits(batch)
         labels = batch.input_ids[batch.response_mask].to(logits.device)
         loss = -select_logprobs(logits, labels).sum()
-        (loss / total).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss / total)
         return {"loss": loss}
 
 

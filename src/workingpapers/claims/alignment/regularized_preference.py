@@ -12,11 +12,11 @@ import itertools
 import math
 import tempfile
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import adamw_step, small_llama, timed_steps, trl_dpo_loss
 from workingpapers.claims.alignment.testbeds import (
     HELD_OUT_TOPICS,
     judged_answers,
@@ -44,9 +44,7 @@ from workingpapers.desk.claim import (
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from workingpapers.alignment import TokenPair
 
 PAPER = "regularized-preference"
 ORACLE = "DPO, oracle stop"
@@ -422,92 +420,18 @@ def training_step(cell: Cell) -> Row:
 
     trl's step also computes the diagnostics that it logs: entropies, mean logits, token accuracy.
     """
-    import torch
-
     from workingpapers.alignment import RPOConfig, RPOTrainer, TokenPair
 
-    transformers = require("transformers", extra="language")
-    config = transformers.LlamaConfig(
-        vocab_size=cell.vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, reference = transformers.LlamaForCausalLM(config), transformers.LlamaForCausalLM(config)
+    model, reference = small_llama(cell.vocabulary), small_llama(cell.vocabulary, seed=1)
     rng = np.random.default_rng(0)
     pairs = [TokenPair(*(rng.integers(cell.vocabulary, size=size).tolist() for size in (48, 16, 16))) for _ in range(8)]
     steps = 3
     if cell.contender == "ours":
         args = RPOConfig(eta=0.2, sft="mean", warmup=None, max_steps=steps + 1, precompute_reference=True)
         trainer = RPOTrainer(model, reference, pairs, args=args)
-        trainer.train(1)
-        with cell.timed(calls=steps):
-            trainer.train()
-        return {"loss": trainer.history[0]["loss"]}
-
+        return {"loss": timed_steps(cell, lambda: trainer.train(1)[-1]["loss"], steps)}
     with tempfile.TemporaryDirectory() as folder:
-        theirs, inputs = _trl_trainer(model, reference, pairs, folder)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
-
-        def step() -> float:
-            optimizer.zero_grad()
-            loss = theirs.compute_loss(model, dict(inputs))
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return float(loss)
-
-        first = step()
-        with cell.timed(calls=steps):
-            for _ in range(steps):
-                step()
-    return {"loss": first}
-
-
-def _trl_trainer(model: nn.Module, reference: nn.Module, pairs: Sequence[TokenPair], folder: str) -> tuple[Any, Any]:
-    """A DPOTrainer with the supervised term, and the batch of `pairs` with the reference's log-probabilities."""
-    import torch
-
-    from workingpapers.alignment import collate_preferences, frozen, pair_logprobs
-
-    datasets, trl = require("datasets", extra="language"), require("trl", extra="peers")
-    transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "<e>": 1}, merges=[])),
-        eos_token="<e>",
-    )
-    arguments = trl.DPOConfig(
-        output_dir=folder,
-        report_to=[],
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        beta=0.1,
-        loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 0.2],
-        per_device_train_batch_size=len(pairs),
-        use_cpu=not torch.cuda.is_available(),
-    )
-    row = {"prompt": "a", "chosen": "a", "rejected": "aa"}
-    theirs = trl.DPOTrainer(
-        model, reference, args=arguments, train_dataset=datasets.Dataset.from_list([row]), processing_class=tokenizer
-    )
-    with frozen(reference):
-        chosen, rejected = pair_logprobs(reference, collate_preferences(pairs))
-    examples = [
-        {
-            "prompt_ids": pair.prompt,
-            "chosen_ids": pair.chosen,
-            "rejected_ids": pair.rejected,
-            "ref_chosen_logps": of_chosen,
-            "ref_rejected_logps": of_rejected,
-        }
-        for pair, of_chosen, of_rejected in zip(pairs, chosen.tolist(), rejected.tolist(), strict=True)
-    ]
-    theirs.precompute_ref_logps = True  # the batch carries them
-    return theirs, theirs.data_collator(examples)
+        loss = trl_dpo_loss(
+            model, reference, pairs, folder, beta=0.1, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.2]
+        )
+        return {"loss": timed_steps(cell, adamw_step(model, loss), steps)}

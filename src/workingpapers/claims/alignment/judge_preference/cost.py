@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import (
+    adamw_step,
+    small_llama,
+    timed_steps,
+    trl_data,
+    trl_dpo_loss,
+    trl_options,
+)
 from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, faster, scales
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from workingpapers.alignment import TokenPair
 
@@ -41,39 +49,24 @@ def training_step(cell: Cell) -> Row:
     16 records of the pairs with the same mismatched responses, and scores them under the reference at every step unless
     told otherwise; here it is given both references.
     """
-    import torch
-
     from workingpapers.alignment import TokenPair
 
-    transformers = require("transformers", extra="language")
-    config = transformers.LlamaConfig(
-        vocab_size=cell.vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, reference = transformers.LlamaForCausalLM(config), transformers.LlamaForCausalLM(config)
+    model, reference = small_llama(cell.vocabulary), small_llama(cell.vocabulary, seed=1)
     rng = np.random.default_rng(0)
     sizes = (PROMPT, RESPONSE, RESPONSE)
     pairs = [TokenPair(*(rng.integers(cell.vocabulary, size=size).tolist() for size in sizes)) for _ in range(PAIRS)]
     with tempfile.TemporaryDirectory() as folder:
-        build = _our_step if cell.contender == "ours" else _trl_step
-        step = build(cell.loss, model, reference, pairs, folder)
-        loss, steps = step(), 2
-        with cell.timed(calls=steps):
-            for _ in range(steps):
-                step()
-    return {"value": loss}
+        if cell.contender == "ours":
+            step = _our_step(cell.loss, model, reference, pairs)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of its experimental module
+                loss = {"dpo": _trl_dpo, "kto": _trl_kto, "orpo": _trl_orpo}[cell.loss](model, reference, pairs, folder)
+            step = adamw_step(model, loss)
+        return {"value": timed_steps(cell, step, steps=2)}
 
 
-def _our_step(
-    loss: str, model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str
-) -> Callable[[], float]:
+def _our_step(loss: str, model: nn.Module, reference: nn.Module, pairs: list[TokenPair]) -> Callable[[], float]:
     from workingpapers.alignment import DPO, KTO, ORPO, AlignmentTrainer, PreferenceConfig
 
     args = PreferenceConfig(warmup=None, max_steps=100, batch_size=PAIRS, precompute_reference=True)
@@ -82,70 +75,21 @@ def _our_step(
     return lambda: trainer.train(1)[-1]["loss"]
 
 
-def _trl_step(
-    loss: str, model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str
-) -> Callable[[], float]:
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its experimental module
-        trainer, inputs = {"dpo": _trl_dpo, "kto": _trl_kto, "orpo": _trl_orpo}[loss](model, reference, pairs, folder)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        value = trainer.compute_loss(model, dict(inputs))
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return float(value)
-
-    return step
+def _trl_dpo(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> Callable[[], Tensor]:
+    return trl_dpo_loss(model, reference, pairs, folder, beta=0.1)
 
 
-def _trl_dpo(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> tuple[Any, Any]:
-    from workingpapers.alignment import collate_preferences, frozen, pair_logprobs
-
-    trl = require("trl", extra="peers")
-    arguments = trl.DPOConfig(**_arguments(folder), beta=0.1, gradient_checkpointing=False)
-    trainer = trl.DPOTrainer(
-        model,
-        reference,
-        args=arguments,
-        train_dataset=_dataset([{"prompt": "a", "chosen": "a", "rejected": "aa"}]),
-        processing_class=_tokenizer(),
-    )
-    trainer.precompute_ref_logps = True  # the batch carries them
-    with frozen(reference):
-        logps = [part.tolist() for part in pair_logprobs(reference, collate_preferences(pairs))]
-    examples = [
-        {
-            "prompt_ids": pair.prompt,
-            "chosen_ids": pair.chosen,
-            "rejected_ids": pair.rejected,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
-        }
-        for pair, chosen, rejected in zip(pairs, *logps, strict=True)
-    ]
-    return trainer, trainer.data_collator(examples)
-
-
-def _trl_kto(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> tuple[Any, Any]:
+def _trl_kto(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> Callable[[], Tensor]:
     from workingpapers.alignment import TokenPair, collate_preferences, frozen, pair_logprobs
 
     trl = require("trl", extra="peers")
-    arguments = trl.KTOConfig(
-        **(_arguments(folder) | {"per_device_train_batch_size": 2 * PAIRS}), beta=0.1, gradient_checkpointing=False
-    )
     trainer = trl.KTOTrainer(
         model,
         reference,
-        args=arguments,
-        train_dataset=_dataset([{"prompt": "a", "completion": "a", "label": label} for label in (True, False)]),
-        processing_class=_tokenizer(),
+        args=trl.KTOConfig(**trl_options(folder, 2 * PAIRS), beta=0.1),
+        **trl_data([{"prompt": "a", "completion": "a", "label": label} for label in (True, False)]),
     )
-    trainer.precompute_ref_logps = True
+    trainer.precompute_ref_logps = True  # the batch carries them
     mismatched = [
         TokenPair(pair.prompt, pairs[place - 1].chosen, pairs[place - 1].rejected) for place, pair in enumerate(pairs)
     ]
@@ -154,33 +98,31 @@ def _trl_kto(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], fol
             [part.tolist() for part in pair_logprobs(reference, collate_preferences(some))]
             for some in (pairs, mismatched)
         )
-    examples = [
-        {
-            "prompt_ids": pair.prompt,
-            "completion_ids": pair[1 + side],
-            "KL_completion_ids": mismatched[row][1 + side],
-            "ref_logps": own[side][row],
-            "ref_KL_logps": other[side][row],
-            "label": side == 0,
-        }
-        for row, pair in enumerate(pairs)
-        for side in (0, 1)
-    ]
-    return trainer, trainer.data_collator(examples)
+    inputs = trainer.data_collator(
+        [
+            {
+                "prompt_ids": pair.prompt,
+                "completion_ids": pair[1 + side],
+                "KL_completion_ids": mismatched[row][1 + side],
+                "ref_logps": own[side][row],
+                "ref_KL_logps": other[side][row],
+                "label": side == 0,
+            }
+            for row, pair in enumerate(pairs)
+            for side in (0, 1)
+        ]
+    )
+    return lambda: trainer.compute_loss(model, dict(inputs))
 
 
-def _trl_orpo(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> tuple[Any, Any]:
+def _trl_orpo(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], folder: str) -> Callable[[], Tensor]:
     import torch
 
     orpo = require("trl.experimental.orpo", extra="peers")
-    arguments = orpo.ORPOConfig(
-        **_arguments(folder), beta=0.1, max_length=PROMPT + RESPONSE, gradient_checkpointing=False
-    )
     trainer = orpo.ORPOTrainer(
         model,
-        args=arguments,
-        train_dataset=_dataset([{"prompt": "a", "chosen": "a", "rejected": "aa"}]),
-        processing_class=_tokenizer(),
+        args=orpo.ORPOConfig(**trl_options(folder, PAIRS), beta=0.1, max_length=PROMPT + RESPONSE),
+        **trl_data([{"prompt": "a", "chosen": "a", "rejected": "aa"}]),
     )
     inputs: dict[str, Any] = {}
     prompts = torch.tensor([pair.prompt for pair in pairs])
@@ -190,30 +132,4 @@ def _trl_orpo(model: nn.Module, reference: nn.Module, pairs: list[TokenPair], fo
         inputs[f"{side}_attention_mask"] = torch.ones_like(inputs[f"{side}_input_ids"])
         inputs[f"{side}_labels"] = torch.cat([torch.full_like(prompts, -100), responses], 1)
     inputs |= {"prompt_input_ids": prompts, "prompt_attention_mask": torch.ones_like(prompts)}
-    return trainer, inputs
-
-
-def _arguments(folder: str) -> dict[str, Any]:
-    import torch
-
-    return {
-        "output_dir": folder,
-        "report_to": [],
-        "bf16": False,
-        "disable_tqdm": True,
-        "per_device_train_batch_size": PAIRS,
-        "use_cpu": not torch.cuda.is_available(),
-    }
-
-
-def _dataset(rows: list[dict[str, Any]]) -> Any:
-    return require("datasets", extra="language").Dataset.from_list(rows)
-
-
-def _tokenizer() -> Any:
-    transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "<e>": 1}, merges=[])),
-        eos_token="<e>",
-        pad_token="<e>",
-    )
+    return lambda: trainer.compute_loss(model, dict(inputs))

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workingpapers.claims.alignment.onpolicy_preference.common import (
-    PAPER,
-)
+from workingpapers.claims.alignment.beside_trl import small_llama, trl_options
+from workingpapers.claims.alignment.onpolicy_preference.common import PAPER
 from workingpapers.common.validation import require
-from workingpapers.desk.claim import (
-    Cell,
-    Row,
-    bars,
-    benchmark,
-    faster,
-    scales,
-)
+from workingpapers.desk.claim import Cell, Row, bars, benchmark, faster, scales
 
 if TYPE_CHECKING:
     import torch
@@ -39,24 +31,10 @@ def training(cell: Cell) -> Row:
     trl's trainer also decodes the answers and logs them; its logging, saving and tables are off. Both compute the
     log-probabilities of the answers once more after they were drawn.
     """
-    import torch
 
     from workingpapers.alignment import CausalLMPolicy, PreferenceTuner
 
-    transformers = require("transformers", extra="language")
-    config = transformers.LlamaConfig(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config)
+    model = small_llama(512, pad_token_id=0)
     if cell.contender == "ours":
 
         def reward(_: Any, actions: torch.Tensor) -> torch.Tensor:
@@ -75,8 +53,6 @@ def training(cell: Cell) -> Row:
 
 def _trl_training(model: Any, cell: Cell, folder: str) -> int:
     """Time the steps of `RLOOTrainer.train` after the first one; its set-up is not timed."""
-    import torch
-
     datasets, trl = require("datasets", extra="language"), require("trl", extra="peers")
     transformers: Any
     transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
@@ -106,21 +82,15 @@ def _trl_training(model: Any, cell: Cell, folder: str) -> int:
         model,
         reward_funcs=reward,
         args=trl.RLOOConfig(
-            output_dir=folder,
-            report_to=[],
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
+            **trl_options(folder, batch_size=32),
             logging_strategy="no",
             save_strategy="no",
-            per_device_train_batch_size=32,
             num_generations=4,
             max_completion_length=32,
             max_steps=cell.rounds_of_training + 1,
             beta=0.0,
             learning_rate=1e-4,
             normalize_advantages=True,
-            use_cpu=not torch.cuda.is_available(),
         ),
         train_dataset=datasets.Dataset.from_list([{"prompt": text} for text in texts]),
         processing_class=tokenizer,

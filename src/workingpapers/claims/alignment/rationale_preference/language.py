@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import adamw_step, small_llama, timed_steps, trl_dpo_loss
 from workingpapers.claims.alignment.rationale_preference.log_linear import PAPER, SHUFFLED, WIN_RATES
 from workingpapers.claims.alignment.rationale_preference.transformer import with_rationales_of_others
 from workingpapers.claims.alignment.testbeds import (
@@ -22,6 +23,7 @@ from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, higher, lower, scales, seeds
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from workingpapers.alignment import TokenPair
@@ -158,23 +160,9 @@ def training_step(cell: Cell) -> Row:
 
     trl's step also computes the diagnostics that it logs: entropies, mean logits, token accuracy.
     """
-    import torch
-
     from workingpapers.alignment import RationaleConfig, RationaleTrainer, TokenPair, TokenSequence
 
-    transformers = require("transformers", extra="language")
-    config = transformers.LlamaConfig(
-        vocab_size=cell.vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model, reference = transformers.LlamaForCausalLM(config), transformers.LlamaForCausalLM(config)
+    model, reference = small_llama(cell.vocabulary), small_llama(cell.vocabulary, seed=1)
     rng = np.random.default_rng(0)
     pairs = []
     for _ in range(8):
@@ -186,78 +174,29 @@ def training_step(cell: Cell) -> Row:
     if cell.contender == "ours":
         args = RationaleConfig(gamma=gamma, warmup=None, max_steps=steps + 1, precompute_reference=True)
         trainer = RationaleTrainer(model, reference, pairs, args=args)
-        trainer.train(1)
-        with cell.timed(calls=steps):
-            trainer.train()
-        return {"value": trainer.history[0]["loss"]}
-
+        return {"value": timed_steps(cell, lambda: trainer.train(1)[-1]["loss"], steps)}
     with tempfile.TemporaryDirectory() as folder:
-        step = _trl_step(model, reference, pairs, gamma, folder)
-        first = step()
-        with cell.timed(calls=steps):
-            for _ in range(steps):
-                step()
-    return {"value": first}
+        loss = _trl_loss(model, reference, pairs, gamma, folder)
+        return {"value": timed_steps(cell, adamw_step(model, loss), steps)}
 
 
-def _trl_step(
+def _trl_loss(
     model: nn.Module, reference: nn.Module, pairs: Sequence[TokenPair], gamma: float, folder: str
-) -> Callable[[], float]:
-    """One step on all `pairs` with a DPOTrainer's loss, and with the rationales' cross-entropy where gamma is not 0."""
-    import torch
+) -> Callable[[], torch.Tensor]:
+    """A DPOTrainer's loss on all `pairs`, and the rationales' cross-entropy besides where gamma is not 0."""
+    from workingpapers.alignment import collate_preferences
 
-    from workingpapers.alignment import collate_preferences, frozen, pair_logprobs
-
-    datasets, trl = require("datasets", extra="language"), require("trl", extra="peers")
-    transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "<e>": 1}, merges=[]))
-    theirs = trl.DPOTrainer(
-        model,
-        reference,
-        args=trl.DPOConfig(
-            output_dir=folder,
-            report_to=[],
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            beta=0.1,
-            per_device_train_batch_size=len(pairs),
-            use_cpu=not torch.cuda.is_available(),
-        ),
-        train_dataset=datasets.Dataset.from_list([{"prompt": "a", "chosen": "a", "rejected": "aa"}]),
-        processing_class=transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<e>"),
-    )
-    batch = collate_preferences(pairs)
-    with frozen(reference):
-        of_reference = torch.stack(pair_logprobs(reference, batch), dim=1).tolist()
-    theirs.precompute_ref_logps = True  # the batch carries them
-    inputs = theirs.data_collator(
-        [
-            {
-                "prompt_ids": pair.prompt,
-                "chosen_ids": pair.chosen,
-                "rejected_ids": pair.rejected,
-                "ref_chosen_logps": chosen,
-                "ref_rejected_logps": rejected,
-            }
-            for pair, (chosen, rejected) in zip(pairs, of_reference, strict=True)
-        ]
-    )
-    asked = batch.rationales
+    preference_loss = trl_dpo_loss(model, reference, pairs, folder, beta=0.1)
+    if gamma == 0.0:
+        return preference_loss
+    asked = collate_preferences(pairs).rationales
     assert asked is not None
     labels = asked.input_ids.masked_fill(~asked.response_mask, -100)
     tokens_per_pair = int(asked.response_mask.sum()) / len(pairs)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
 
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = theirs.compute_loss(model, dict(inputs))
-        if gamma > 0.0:
-            per_token = model(input_ids=asked.input_ids, attention_mask=asked.attention_mask, labels=labels).loss
-            loss = loss + gamma * tokens_per_pair * per_token
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return float(loss)
+    def loss() -> torch.Tensor:
+        per_token = model(input_ids=asked.input_ids, attention_mask=asked.attention_mask, labels=labels).loss
+        whole: torch.Tensor = preference_loss() + gamma * tokens_per_pair * per_token
+        return whole
 
-    return step
+    return loss

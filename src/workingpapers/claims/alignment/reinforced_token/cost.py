@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import adamw_step, small_llama, timed_steps, trl_data, trl_options
 from workingpapers.claims.alignment.reinforced_token.problems import PAPER
 from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, faster, scales
@@ -34,14 +35,12 @@ PROMPT = 48  # tokens
 )
 def policy_update(cell: Cell) -> Row:
     """A Llama of width 128 with 4 layers. trl's step also computes the entropies that it logs."""
-    import torch
 
     from workingpapers.alignment import clipped_policy_losses, token_logprobs
 
     model, batch, advantages = answers_to_update_on(cell.vocabulary)
     assert batch.logprobs is not None
     old_logprobs = batch.logprobs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-7, weight_decay=0.0)
 
     def ours() -> torch.Tensor:
         logprobs = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.response_mask)
@@ -52,20 +51,7 @@ def policy_update(cell: Cell) -> Row:
 
     with tempfile.TemporaryDirectory() as folder:
         loss = ours if cell.contender == "ours" else trl_loss(model, batch, advantages, folder)
-
-        def step() -> float:
-            optimizer.zero_grad()
-            value = loss()
-            torch.autograd.backward(value)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return float(value.detach())
-
-        first = step()
-        with cell.timed(calls=3):
-            for _ in range(3):
-                step()
-    return {"loss": first}
+        return {"loss": timed_steps(cell, adamw_step(model, loss), steps=3)}
 
 
 def answers_to_update_on(vocabulary: int) -> tuple[nn.Module, SequenceBatch, torch.Tensor]:
@@ -76,19 +62,7 @@ def answers_to_update_on(vocabulary: int) -> tuple[nn.Module, SequenceBatch, tor
 
     from workingpapers.alignment import collate_sequences, token_logprobs
 
-    transformers = require("transformers", extra="language")
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config).eval()
+    model = small_llama(vocabulary).eval()
     rng = np.random.default_rng(0)
     batch = collate_sequences(
         [
@@ -104,33 +78,13 @@ def answers_to_update_on(vocabulary: int) -> tuple[nn.Module, SequenceBatch, tor
 
 def trl_loss(model: nn.Module, batch: SequenceBatch, advantages: torch.Tensor, folder: str) -> Any:
     """The loss of a GRPOTrainer without divergence term, as a function of nothing."""
-    import torch
-
-    datasets, trl = require("datasets", extra="language"), require("trl", extra="peers")
-    transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "<e>": 1}, merges=[])),
-        eos_token="<e>",
-        pad_token="<e>",
-    )
-    arguments = trl.GRPOConfig(
-        output_dir=folder,
-        report_to=[],
-        bf16=False,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        loss_type="grpo",
-        beta=0.0,
-        per_device_train_batch_size=len(batch),
-        num_generations=len(batch),
-        use_cpu=not torch.cuda.is_available(),
-    )
+    trl = require("trl", extra="peers")
+    options = {"loss_type": "grpo", "beta": 0.0, "num_generations": len(batch)}
     theirs = trl.GRPOTrainer(
         model,
         lambda completions, **_: [0.0] * len(completions),
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list([{"prompt": "a"}]),
-        processing_class=tokenizer,
+        args=trl.GRPOConfig(**trl_options(folder, len(batch)), **options),
+        **trl_data([{"prompt": "a"}]),
     )
     theirs.current_gradient_accumulation_steps = 1
     prompts, completions = slice(None, PROMPT), slice(PROMPT, None)  # padding stands on the right

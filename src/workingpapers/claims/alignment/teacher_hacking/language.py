@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import adamw_step, small_llama, timed_steps, trl_data, trl_options
 from workingpapers.claims.alignment.teacher_hacking.studies import END, PAPER, U_CURVE
 from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, higher, lower, scales, seeds
@@ -153,22 +154,7 @@ def distillation_step(cell: Cell) -> Row:
 
     from workingpapers.alignment import Distiller, collate_sequences
 
-    transformers = require("transformers", extra="language")
-    models = []
-    for layers in (4, 2):
-        config = transformers.LlamaConfig(
-            vocab_size=cell.vocabulary,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(layers)
-            models.append(transformers.LlamaForCausalLM(config))
-    teacher, student = models
+    teacher, student = (small_llama(cell.vocabulary, layers=layers, seed=layers) for layers in (4, 2))
     tokens = np.random.default_rng(0).integers(cell.vocabulary, size=(PROMPTS, PROMPT_LENGTH + ANSWER_LENGTH)).tolist()
     pairs = [(row[:PROMPT_LENGTH], row[PROMPT_LENGTH:]) for row in tokens]
     steps = 3
@@ -181,79 +167,37 @@ def distillation_step(cell: Cell) -> Row:
             batch_size=PROMPTS,
             generator=torch.Generator().manual_seed(0),
         )
-        distiller.fit(1)
-        with cell.timed(calls=steps):
-            distiller.fit(steps)
-        return {"loss": distiller.history[0]["loss"]}
-
+        return {"loss": timed_steps(cell, lambda: distiller.fit(1).history[-1]["loss"], steps)}
     with tempfile.TemporaryDirectory() as folder:
-        loss_of = _trl_loss(cell.contender, teacher, student, pairs, folder)
-        optimizer = torch.optim.AdamW(student.parameters(), lr=3e-4, weight_decay=0.0)
-
-        def step() -> float:
-            optimizer.zero_grad()
-            loss = loss_of()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            return float(loss)
-
-        first = step()
-        with cell.timed(calls=steps):
-            for _ in range(steps):
-                step()
-    return {"loss": first}
+        loss = _trl_loss(cell.contender, teacher, student, pairs, folder)
+        return {"loss": timed_steps(cell, adamw_step(student, loss, lr=3e-4), steps)}
 
 
 def _trl_loss(
     contender: str, teacher: nn.Module, student: nn.Module, pairs: Sequence[tuple[list[int], list[int]]], folder: str
-) -> Any:
-    """A function of nothing: the loss that trl's trainer computes on these answers."""
+) -> Callable[[], torch.Tensor]:
+    """The loss that trl's trainer computes on these answers."""
     import torch
 
-    datasets, trl = require("datasets", extra="language"), require("trl", extra="peers")
-    transformers, tokenizers = require("transformers", extra="language"), require("tokenizers", extra="language")
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "<e>": 1}, merges=[])),
-        eos_token="<e>",
-        pad_token="<e>",
-        padding_side="left",
-    )
-    options: dict[str, Any] = {
-        "output_dir": folder,
-        "report_to": [],
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "beta": 0.0,  # forward KL
-        "per_device_train_batch_size": len(pairs),
-        "use_cpu": not torch.cuda.is_available(),
-    }
-    rows = datasets.Dataset.from_list([{"prompt": "a", "messages": [{"role": "user", "content": "a"}]}] * len(pairs))
+    options = trl_options(folder, len(pairs)) | {"beta": 0.0}  # forward KL
+    data = trl_data([{"prompt": "a", "messages": [{"role": "user", "content": "a"}]}] * len(pairs), padding_side="left")
     prompts, answers = (torch.tensor(column) for column in zip(*pairs, strict=True))
     everything = torch.cat([prompts, answers], 1)
     if contender == "trl GKD":
         gkd = importlib.import_module("trl.experimental.gkd")
-        trainer = gkd.GKDTrainer(
-            student, teacher, args=gkd.GKDConfig(**options), train_dataset=rows, processing_class=tokenizer
-        )
+        trainer = gkd.GKDTrainer(student, teacher, args=gkd.GKDConfig(**options), **data)
         inputs = {
             "input_ids": everything,
             "attention_mask": torch.ones_like(everything),
             "labels": torch.cat([torch.full_like(prompts, -100), answers], 1),
         }
     else:
-        trainer = trl.DistillationTrainer(
-            student, teacher, args=trl.DistillationConfig(**options), train_dataset=rows, processing_class=tokenizer
-        )
+        trl = require("trl", extra="peers")
+        trainer = trl.DistillationTrainer(student, teacher, args=trl.DistillationConfig(**options), **data)
         inputs = {
             "prompt_ids": prompts,
             "prompt_mask": torch.ones_like(prompts),
             "completion_ids": answers,
             "completion_mask": torch.ones_like(answers),
         }
-
-    def loss() -> Any:
-        return trainer.compute_loss(student, inputs)
-
-    return loss
+    return lambda: trainer.compute_loss(student, dict(inputs))
