@@ -19,12 +19,12 @@ import numpy as np
 from workingpapers.claims.alignment.beside_trl import adamw_step, small_llama, timed_steps, trl_dpo_loss
 from workingpapers.claims.alignment.testbeds import (
     HELD_OUT_TOPICS,
+    adapted,
     judged_answers,
     pretrained_transformer,
     sentence_pairs,
     sentence_prompt,
 )
-from workingpapers.common.validation import require
 from workingpapers.desk.claim import (
     Axis,
     Cell,
@@ -346,24 +346,13 @@ def bigram_curve(seed: int, pairs: int, beta: float, steps: int, eta: float) -> 
     plot=line(x="step", y="gold"),
 )
 def smollm2_short_sentences(cell: Cell) -> list[Row]:
-    import torch
 
     from workingpapers.alignment import RPOConfig, RPOTrainer, overoptimization_report
     from workingpapers.data import smollm2
 
-    peft = require("peft", extra="language")
     model, tokenizer = smollm2()
     pairs = sentence_pairs(cell.pairs, cell.seed, tokenizer)
-    with torch.random.fork_rng():
-        torch.manual_seed(cell.seed)
-        adapters = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),  # of 30: the backward pass ends there
-            task_type="CAUSAL_LM",
-        )
-        policy = peft.get_peft_model(model, adapters)
+    policy = adapted(model, cell.seed)
     losses: dict[str, dict[str, Any]] = {
         "DPO": {"eta": 0.0},
         "RPO 0.005": {"eta": 0.005},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workingpapers.common.validation import require
 from workingpapers.desk.claim import artifact
 
 if TYPE_CHECKING:
@@ -52,6 +53,24 @@ TOPICS = [
 ]  # fmt: skip
 TRAINING_TOPICS, HELD_OUT_TOPICS = TOPICS[:48], TOPICS[48:]
 ANSWER_LIMIT = 24  # tokens
+
+
+def adapted(model: nn.Module, seed: int) -> nn.Module:
+    """SmolLM2 with new low-rank adapters in its last ten of 30 layers, where the backward pass then ends."""
+    import torch
+
+    peft = require("peft", extra="language")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        adapters = peft.LoraConfig(
+            r=16,
+            lora_alpha=32,
+            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+            layers_to_transform=list(range(20, 30)),
+            task_type="CAUSAL_LM",
+        )
+        policy: nn.Module = peft.get_peft_model(model, adapters)
+    return policy
 
 
 def sentence_pairs(count: int, seed: int, tokenizer: Any) -> list[TokenPair]:

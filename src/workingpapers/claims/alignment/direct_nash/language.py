@@ -10,6 +10,7 @@ from workingpapers.claims.alignment.testbeds import (
     ANSWER_LIMIT,
     HELD_OUT_TOPICS,
     TRAINING_TOPICS,
+    adapted,
     checkable_reward,
     sentence_prompt,
 )
@@ -148,19 +149,9 @@ def smollm2_short_sentences(cell: Cell) -> list[Row]:
     from workingpapers.alignment import DirectNashConfig, DirectNashTrainer, sample_responses
     from workingpapers.data import smollm2
 
-    peft = require("peft", extra="language")
     model, tokenizer = smollm2()
     reference = smollm2()[0] if cell.method == "iterative DPO" else None
-    with torch.random.fork_rng():
-        torch.manual_seed(cell.seed)
-        adapters = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),  # of 30: the backward pass ends there
-            task_type="CAUSAL_LM",
-        )
-        policy = peft.get_peft_model(model, adapters)
+    policy = adapted(model, cell.seed)
 
     def reward(prompt: str, text: str) -> float:
         topic = prompt.partition(" about ")[2].partition(".")[0]

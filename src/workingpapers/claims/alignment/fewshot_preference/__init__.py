@@ -15,6 +15,7 @@ from workingpapers.claims.alignment.fewshot_preference.known_users import (
     more_shots,
     random_labels,
     sixteen_users,
+    written_responses,
 )
 from workingpapers.claims.alignment.fewshot_preference.synthetic import synthetic_data
 
@@ -28,4 +29,5 @@ __all__ = [
     "sixteen_users",
     "synthetic_data",
     "training_step",
+    "written_responses",
 ]

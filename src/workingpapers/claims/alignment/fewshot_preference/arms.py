@@ -41,13 +41,19 @@ ADAPTER_RATE, ADAPTER_STEPS = 3e-3, 4
 
 
 def arm_rows(cell: Cell, *populations: str) -> list[Row]:
-    return measured(cell.method, cell.attributes, cell.crowd, cell.shots, cell.steps, cell.seed, populations)
+    return measured(cell, cell.method, cell.shots, populations)
 
 
-def measured(
-    method: str, attributes: int, crowd: str, shots: int, steps: int, seed: int, populations: Sequence[str]
-) -> list[Row]:
-    found = arm(method=method, attributes=attributes, crowd=crowd, shots=shots, steps=steps, seed=seed)
+def measured(cell: Cell, method: str, shots: int, populations: Sequence[str]) -> list[Row]:
+    found = arm(
+        method=method,
+        attributes=cell.attributes,
+        crowd=cell.crowd,
+        shots=shots,
+        width=cell.width,
+        steps=cell.steps,
+        seed=cell.seed,
+    )
     return [
         {"users": users, **{name: float(values[POPULATIONS.index(users)]) for name, values in found.items()}}
         for users in populations
@@ -55,8 +61,10 @@ def measured(
 
 
 @artifact
-def arm(method: str, attributes: int, crowd: str, shots: int, steps: int, seed: int) -> dict[str, np.ndarray]:
-    """Train one arm; accuracy, share of the Bayes ceiling and win rate against random responses.
+def arm(
+    method: str, attributes: int, crowd: str, shots: int, width: int, steps: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Train one arm; accuracy, share of the Bayes ceiling, and what the policy writes against random responses.
 
     The reference of the preference arms has REFERENCE_STEPS steps of Pref-FT; the arm Pref-FT takes as many steps as
     the others in all, in one run. Every arm starts from the same weights.
@@ -70,7 +78,7 @@ def arm(method: str, attributes: int, crowd: str, shots: int, steps: int, seed: 
     shown = 0 if method in ("no context", "adapter per user") else shots
     describe = {"FSPO, describes": "first", "FSPO, is told": "given"}.get(method, "no")
     template = AttributeTemplate(attributes, describe)
-    policy = transformer(attributes, 32, seed)
+    policy = transformer(attributes, width, seed)
     reference = None
     if method == "Pref-FT":
         fine_tuned(policy, template, draw(users, 32 * (REFERENCE_STEPS + steps), shown, 1, rng), PREF_FT_RATES[crowd])
@@ -83,10 +91,11 @@ def arm(method: str, attributes: int, crowd: str, shots: int, steps: int, seed: 
     rows = []
     for name, test in tests.items():
         seen = replace(test, shots=test.shots[:, :shown])
+        episodes = with_descriptions(policy, template, seen)
         if method == "adapter per user":
             margins = adapted_margins(policy, template, test)
         else:
-            margins = log_ratios(policy, reference, template, with_descriptions(policy, template, seen))
+            margins = log_ratios(policy, reference, template, episodes)
         prior = weights(attributes, crowd, "shifted" if name == "shifted" else "all", seed)
         ceiling = bayes_accuracy(test, prior)
         rows.append(
@@ -94,7 +103,8 @@ def arm(method: str, attributes: int, crowd: str, shots: int, steps: int, seed: 
                 "accuracy": accuracy(margins),
                 "ceiling": ceiling,
                 "of_ceiling": (accuracy(margins) - 0.5) / (ceiling - 0.5),
-                "win_rate": win_rate(policy, template, seen, seed),  # of an adapter: of what it starts from
+                # of adapters: of what they start from
+                **written(policy, template, episodes[::QUERIES], test.users, seed),
             }
         )
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
@@ -141,30 +151,36 @@ def with_descriptions(policy: nn.Module, template: AttributeTemplate, found: Dra
     ]
 
 
-def win_rate(policy: nn.Module, template: AttributeTemplate, found: Draw, seed: int) -> float:
-    """How often a drawn response has a higher true reward than one with random attributes; ties count half.
+def written(
+    policy: nn.Module, template: AttributeTemplate, episodes: Sequence[Episode], users: np.ndarray, seed: int
+) -> dict[str, float]:
+    """How often a response has a higher true reward than one with random attributes, ties counting half.
 
-    A token that is no level of its attribute counts as the lowest level: IPO also lowers what it is not shown, and
-    with short training most of what the policy draws is such a token.
+    Drawn from the policy among the responses that there are, one level of each attribute; `legal` is the probability
+    that the policy, left alone, writes one of these.
     """
     import torch
 
-    from workingpapers.alignment import sample_responses
+    from workingpapers.alignment import frozen
 
-    attributes, n = template.attributes, 8
-    episodes = found.episodes()[:: found.queries.shape[1]]
-    told = [episode.query.persona or () if template.describe == "given" else () for episode in episodes]
+    levels, n = len(LEVELS), 8
+    told = [() if template.describe == "no" else episode.query.persona or () for episode in episodes]
     prompts = [template.prompt(episode.shots, persona) for episode, persona in zip(episodes, told, strict=True)]
-    length = 2 * attributes if template.describe == "first" else attributes
+    ids = torch.tensor(prompts).repeat_interleave(n, 0)
     generator = torch.Generator().manual_seed(seed)
-    drawn = sample_responses(policy, prompts, n=n, max_new_tokens=length, generator=generator).responses()
-    tokens = np.array(drawn)[:, -attributes:] - len(LEVELS) * np.arange(attributes)
-    legal = (tokens >= 0) & (tokens < len(LEVELS))
-    written = np.where(legal, LEVELS[np.clip(tokens, 0, len(LEVELS) - 1)], -np.abs(LEVELS).max())
-    others = np.random.default_rng(seed).choice(LEVELS, size=(len(episodes), n, attributes))
-    ours = (written.reshape(others.shape) * found.users[:, None]).sum(-1)
-    theirs = (others * found.users[:, None]).sum(-1)
-    return float((ours > theirs + 1e-9).mean() + 0.5 * (np.abs(ours - theirs) <= 1e-9).mean())
+    legal = torch.ones(len(ids))
+    with frozen(policy):
+        for attribute in range(template.attributes):
+            shares = policy(input_ids=ids).logits[:, -1].softmax(-1)[:, levels * attribute : levels * (attribute + 1)]
+            legal *= shares.sum(1)  # P(legal) is the mean of this product over draws among the legal ones
+            token = torch.multinomial(shares, 1, generator=generator)
+            ids = torch.cat([ids, levels * attribute + token], 1)
+    tokens = ids[:, -template.attributes :].numpy() - levels * np.arange(template.attributes)
+    others = np.random.default_rng(seed).choice(LEVELS, size=(len(users), n, template.attributes))
+    ours = (LEVELS[tokens].reshape(others.shape) * users[:, None]).sum(-1)
+    theirs = (others * users[:, None]).sum(-1)
+    wins = (ours > theirs + 1e-9).mean() + 0.5 * (np.abs(ours - theirs) <= 1e-9).mean()
+    return {"win_rate": float(wins), "legal": float(legal.mean())}
 
 
 def adapted_margins(policy: nn.Module, template: AttributeTemplate, test: Draw) -> np.ndarray:

@@ -95,26 +95,27 @@ def shots_turned(attributes: int, shots: int, steps: int, seed: int) -> dict[str
 SIXTEEN: dict[str, Any] = {
     "attributes": scales(smoke=[], laptop=[4]),
     "crowd": ["few"],
-    "steps": scales(smoke=[], laptop=[200], paper=[1_000]),
+    "width": [48],
+    "steps": scales(smoke=[], laptop=[400], paper=[1_000]),
 }
 
 
 @claim(
     paper=PAPER,
-    says="Trained on 12 of the 16 sign vectors for 200 steps, FSPO ranks responses for the 4 others better than chance "
-    "from 2, 4 and 8 shots, and, as for the 12, better than a few-shot fine-tuned model and one without context.",
+    says="Trained on 12 of the 16 sign vectors, FSPO ranks responses for the 4 others better than chance from 4 and 8 "
+    "shots, and, as for the 12, better than a few-shot fine-tuned model and one without context.",
     published="Reviews, trained / interpolated users: Pref-FT 66.5/66.1 and FSPO 78.4/71.3 with 4 shots; 65.6/70.7 and "
     "80.4/73.6 with 8",
     grid={
         **SIXTEEN,
-        "shots": scales(smoke=[], laptop=[2, 4, 8], paper=[0, 1, 2, 4, 8]),
+        "shots": scales(smoke=[], laptop=[4, 8], paper=[0, 1, 2, 4, 8]),
         "seed": seeds(smoke=5, laptop=5, paper=10),
         "method": ["FSPO-IPO", "Pref-FT", "no context"],
     },
     expect=[
-        higher("accuracy", "FSPO-IPO", than="Pref-FT", each="users", where={"shots": [2, 4, 8]}),
+        higher("accuracy", "FSPO-IPO", than="Pref-FT", each=["users", "shots"], where={"shots": [4, 8]}),
         higher("accuracy", "FSPO-IPO", than="no context", each="users", where={"shots": 8}),
-        higher("accuracy", "FSPO-IPO", than=0.5, each=["users", "shots"], where={"shots": [2, 4, 8]}),
+        higher("accuracy", "FSPO-IPO", than=0.5, each=["users", "shots"], where={"shots": [4, 8]}),
     ],
     plot=line(x="shots", y="of_ceiling", by="method", each="users"),
     only=lambda cell: cell.method != "no context" or cell.shots == 8,  # it sees none of them
@@ -131,18 +132,36 @@ def sixteen_users(cell: Cell) -> list[Row]:
     grid={
         **SIXTEEN,
         "seed": seeds(smoke=5, laptop=5, paper=10),
-        "method": ["2 shots", "4 shots", "8 shots"],
+        "method": ["4 shots", "8 shots"],
     },
     expect=[
-        higher("accuracy", "8 shots", than=["4 shots", "2 shots"], each="users"),
-        higher("accuracy", "4 shots", than="2 shots", each="users"),
-        higher("of_ceiling", "8 shots", than="2 shots", each="users"),
+        higher("accuracy", "8 shots", than="4 shots", each="users"),
+        higher("of_ceiling", "8 shots", than="4 shots", each="users"),
     ],
     plot=bars(x="method", y="of_ceiling", by="users"),
 )
 def more_shots(cell: Cell) -> list[Row]:
     shots = int(cell.method.split()[0])
-    return measured("FSPO-IPO", cell.attributes, cell.crowd, shots, cell.steps, cell.seed, ("trained", "unseen"))
+    return measured(cell, "FSPO-IPO", shots, ("trained", "unseen"))
+
+
+@claim(
+    paper=PAPER,
+    says="Responses that FSPO draws for a user after eight shots (among those of the right form) beat random ones more "
+    "often, by the user's true reward, than those of a few-shot fine-tuned model and of one without context; for the "
+    "12 users and for the 4 new ones.",
+    published=ROLE_PLAY,
+    grid={
+        **SIXTEEN,
+        "shots": [8],
+        "seed": seeds(smoke=5, laptop=5, paper=10),
+        "method": ["FSPO-IPO", "Pref-FT", "no context"],
+    },
+    expect=[higher("win_rate", "FSPO-IPO", than=["Pref-FT", "no context"], each="users")],
+    plot=bars(x="users", y="win_rate", by="method"),
+)
+def written_responses(cell: Cell) -> list[Row]:
+    return arm_rows(cell, "trained", "unseen")
 
 
 # ----------------------------------------------------------------------------------------------------- a thousand users
@@ -151,6 +170,7 @@ MANY: dict[str, Any] = {
     "attributes": scales(smoke=[], laptop=[2], paper=[4]),
     "crowd": ["many"],
     "shots": scales(smoke=[], laptop=[4], paper=[8]),
+    "width": [32],
     "steps": scales(smoke=[], laptop=[80], paper=[1_000]),
     "seed": seeds(smoke=5, laptop=5, paper=10),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workingpapers.common.validation import require
+from workingpapers.claims.alignment.testbeds import adapted
 from workingpapers.desk.claim import Cell, Row, artifact, bars, claim, higher, lower, scales, seeds
 
 if TYPE_CHECKING:
@@ -112,24 +112,6 @@ def write(model: nn.Module, tokenizer: Any, prompts: Sequence[str], n: int, seed
         generator=torch.Generator().manual_seed(seed),
     )
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in drawn.responses()]
-
-
-def adapted(model: nn.Module, seed: int) -> nn.Module:
-    """The model with new adapters in its last ten of 30 layers, where the backward pass then ends."""
-    import torch
-
-    peft = require("peft", extra="language")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        config = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),
-            task_type="CAUSAL_LM",
-        )
-        found: nn.Module = peft.get_peft_model(model, config)
-    return found
 
 
 def fine_tuned(seed: int, items: int, held_out: int, steps: int) -> tuple[nn.Module, Any]:

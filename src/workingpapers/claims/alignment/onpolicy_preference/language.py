@@ -14,7 +14,6 @@ from workingpapers.claims.alignment.onpolicy_preference.common import (
     columns,
     last,
 )
-from workingpapers.common.validation import require
 from workingpapers.desk.claim import (
     Axis,
     Cell,
@@ -195,18 +194,18 @@ def length_weights(skewed: bool, seed: int) -> dict[str, torch.Tensor]:
 
 @claim(
     paper=PAPER,
-    says="SmolLM2-135M-Instruct, asked for a sentence and rewarded for few tokens: fresh samples end with shorter "
-    "answers than as many of the untrained model's, with best of n and with DPO.",
+    says="SmolLM2-135M-Instruct, asked for a sentence and rewarded for few tokens: DPO on fresh samples ends "
+    "with shorter answers than on as many of the untrained model's.",
     published="Min Length, Pythia-1.4B: on-policy sampling ends at a higher reward",
     grid={
-        "loss": list(LENGTH_LOSSES),
-        "queries": scales(smoke=[], laptop=[], paper=[192]),
+        "loss": ["DPO"],
+        "queries": scales(smoke=[], laptop=[], paper=[128]),
         "held_out": scales(smoke=[], laptop=[], paper=[16]),
         "seed": seeds(smoke=5, laptop=5, paper=5),
         "method": ["fresh", "fixed"],
     },
-    expect=[higher("reward", "fresh", than="fixed", each="loss", where={"gradient_steps": "last"})],
-    plot=line(x="reward_queries", y="reward", by="method", each="loss"),
+    expect=[higher("reward", "fresh", than="fixed", where={"gradient_steps": "last"})],
+    plot=line(x="reward_queries", y="reward", by="method"),
 )
 def smollm2_short_answers(cell: Cell) -> list[Row]:
     """Rounds of 32 queries, 4 answers to a prompt, 2 passes in steps of 4 prompts; adapters on the last ten layers."""
@@ -217,24 +216,13 @@ def smollm2_short_answers(cell: Cell) -> list[Row]:
         ANSWER_LIMIT,
         HELD_OUT_TOPICS,
         TRAINING_TOPICS,
+        adapted,
         sentence_prompt,
     )
     from workingpapers.data import smollm2
 
-    peft = require("peft", extra="language")
     model, tokenizer = smollm2()
-    with torch.random.fork_rng():
-        torch.manual_seed(cell.seed)
-        adapters = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),
-            task_type="CAUSAL_LM",
-        )
-        policy = CausalLMPolicy(
-            peft.get_peft_model(model, adapters), max_new_tokens=ANSWER_LIMIT, eos_token_id=tokenizer.eos_token_id
-        )
+    policy = CausalLMPolicy(adapted(model, cell.seed), max_new_tokens=ANSWER_LIMIT, eos_token_id=tokenizer.eos_token_id)
 
     def few_tokens(_: Any, actions: torch.Tensor) -> torch.Tensor:
         return 1.0 - (actions != -1).sum(-1) / ANSWER_LIMIT
@@ -256,7 +244,7 @@ def smollm2_short_answers(cell: Cell) -> list[Row]:
         [tokenizer(sentence_prompt(topic, tokenizer)).input_ids for topic in topics]
         for topics in (TRAINING_TOPICS, HELD_OUT_TOPICS[: cell.held_out])
     )
-    history = tuner.fit(training, cell.queries, eval_prompts=held_out, evaluate_every=max(1, cell.queries // 16))
+    history = tuner.fit(training, cell.queries, eval_prompts=held_out, evaluate_every=max(1, cell.queries // 4))
     curve = columns(history)
     return [
         {column: float(curve[column][place]) for column in ("reward", "kl", "entropy", *BUDGETS)}

@@ -15,11 +15,11 @@ from workingpapers.claims.alignment.rationale_preference.transformer import with
 from workingpapers.claims.alignment.testbeds import (
     HELD_OUT_TOPICS,
     TRAINING_TOPICS,
+    adapted,
     judged_answers,
     sentence_pairs,
     sentence_prompt,
 )
-from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, higher, lower, scales, seeds
 
 if TYPE_CHECKING:
@@ -59,26 +59,15 @@ METHODS: dict[str, dict[str, float]] = {
     plot=bars(x="method", y="gold"),
 )
 def smollm2_short_sentences(cell: Cell) -> Row:
-    import torch
 
     from workingpapers.alignment import RationaleConfig, RationaleTrainer, RPOConfig, RPOTrainer
     from workingpapers.data import smollm2
 
-    peft = require("peft", extra="language")
     model, tokenizer = smollm2()
     pairs = explained_pairs(cell.pairs * (2 if cell.method == "DPO, twice the pairs" else 1), cell.seed, tokenizer)
     if cell.method == SHUFFLED:
         pairs = with_rationales_of_others(np.random.default_rng([cell.seed, 6]), pairs)
-    with torch.random.fork_rng():
-        torch.manual_seed(cell.seed)
-        adapters = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),  # of 30: the backward pass ends there
-            task_type="CAUSAL_LM",
-        )
-        policy = peft.get_peft_model(model, adapters)
+    policy = adapted(model, cell.seed)
     beta, options = 0.05, dict(METHODS[cell.method])
     shared: dict[str, Any] = {
         "beta": beta,

@@ -11,6 +11,7 @@ from workingpapers.claims.alignment.testbeds import (
     ANSWER_LIMIT,
     HELD_OUT_TOPICS,
     TRAINING_TOPICS,
+    adapted,
     checkable_reward,
     judged_answers,
     sentence_pairs,
@@ -128,19 +129,7 @@ def with_adapters(seed: int, weights: dict[str, torch.Tensor]) -> nn.Module:
 
 
 def adapted_smollm2(seed: int) -> tuple[nn.Module, Any]:
-    import torch
-
     from workingpapers.data import smollm2
 
-    peft = require("peft", extra="language")
     model, tokenizer = smollm2()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        adapters = peft.LoraConfig(
-            r=16,
-            lora_alpha=32,
-            target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-            layers_to_transform=list(range(20, 30)),  # of 30: the backward pass ends there
-            task_type="CAUSAL_LM",
-        )
-        return peft.get_peft_model(model, adapters), tokenizer
+    return adapted(model, seed), tokenizer

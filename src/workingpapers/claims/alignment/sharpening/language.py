@@ -19,7 +19,7 @@ from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, 
     grid={
         "prompts": scales(smoke=[], laptop=[], paper=[48]),
         "n": scales(smoke=[], laptop=[], paper=[25]),
-        "epochs": scales(smoke=[], laptop=[], paper=[6]),
+        "epochs": scales(smoke=[], laptop=[], paper=[4]),
         "seed": seeds(smoke=5, laptop=5, paper=5),
         "method": ["temperature 1", "greedy", "best of N", "SFT, own samples", "SFT"],
     },

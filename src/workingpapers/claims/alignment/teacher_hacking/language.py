@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         "sft": scales(smoke=[], laptop=[], paper=[64]),
         "prompts": scales(smoke=[], laptop=[], paper=[32]),
         "held_out": scales(smoke=[], laptop=[], paper=[32]),
-        "epochs": scales(smoke=[], laptop=[], paper=[60]),
+        "epochs": scales(smoke=[], laptop=[], paper=[40]),
         "seed": seeds(smoke=5, laptop=5, paper=5),
     },
     expect=[
@@ -72,7 +72,7 @@ def smollm2_is_the_oracle(cell: Cell) -> list[Row]:
         sft_lr=5e-4,
         sft_batch_size=8,
         epochs=cell.epochs,
-        every=max(1, cell.epochs // 12),
+        every=max(1, cell.epochs // 8),
         lr=5e-4,
         batch_size=8,
         max_new_tokens=12,
