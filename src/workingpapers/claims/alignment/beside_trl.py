@@ -14,19 +14,18 @@ if TYPE_CHECKING:
     from workingpapers.alignment import TokenPair
 
 
-def small_llama(vocabulary: int, *, width: int = 128, layers: int = 4, seed: int = 0, **config: Any) -> nn.Module:
+def small_llama(vocabulary: int, *, width: int = 128, layers: int = 4, seed: int = 0, **config: Any) -> Any:
     """A Llama with random weights; the feed-forward part is three times as wide, and there are four heads."""
     import torch
 
     transformers = require("transformers", extra="language")
     shape = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    special = {"bos_token_id": None, "eos_token_id": None}
+    special = {"bos_token_id": None, "eos_token_id": None} | config
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: nn.Module = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(vocab_size=vocabulary, num_attention_heads=4, **shape, **special, **config)
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(vocab_size=vocabulary, num_attention_heads=4, **shape, **special)
         )
-    return model
 
 
 def timed_steps(cell: Cell, step: Callable[[], float], steps: int) -> float:

@@ -130,15 +130,14 @@ def _small_llama(seed: int) -> nn.Module:
     published="AlpacaEval 2 win rate 24.97 after 3 iterations, from 6.99 before",
     grid={
         "prompts": scales(smoke=[], laptop=[], paper=[48]),
-        "steps": scales(smoke=[], laptop=[], paper=[12]),
+        "steps": scales(smoke=[], laptop=[], paper=[6]),
         "held_out": scales(smoke=[], laptop=[], paper=[16]),
         "seed": seeds(smoke=5, laptop=5, paper=5),
-        "method": METHODS,
+        "method": ["DNO", "iterative DPO"],
     },
     expect=[
         higher("win_previous", "DNO", than=0.5, each="iteration"),
         higher("metric", "DNO", than="iterative DPO", where={"iteration": "last"}),
-        higher("metric", "DNO, soft targets", than="iterative DPO", where={"iteration": "last"}),
     ],
     plot=line(x="iteration", y="metric", by="method"),
 )

@@ -2,8 +2,8 @@
 were trained on and users that were not; and what is written for them.
 
 Budgets: every arm starts from the same weights. The preference arms take 50 steps of Pref-FT for their reference and
-then the steps of the preference stage; the arm Pref-FT takes as many in all. The learning rate of Pref-FT and the rate
-and steps of the adapters come from a small search on seeds that no claim uses (`arms`); that of FSPO was not searched.
+then the steps of the preference stage; the arm Pref-FT takes as many in all. The learning rate of both and the rate and
+steps of the adapters come from a small search on seeds that no claim uses (`arms`).
 """
 
 from __future__ import annotations

@@ -174,6 +174,7 @@ def transformer(attributes: int, width: int, seed: int) -> nn.Module:
         intermediate_size=4 * width,
         num_hidden_layers=2,
         num_attention_heads=4,
+        initializer_range=width**-0.5,  # the default, 0.02, is for a width of 2,500
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=0,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from workingpapers.claims.alignment.beside_trl import small_llama
 from workingpapers.claims.alignment.sharpening.digits import PUBLISHED
 from workingpapers.claims.alignment.sharpening.exact import PAPER
-from workingpapers.common.validation import require
 from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, higher, scales, seeds
 
 
@@ -97,22 +97,9 @@ def best_of_n_throughput(cell: Cell) -> Row:
 
     from workingpapers.alignment.sharpening import sharpen
 
-    transformers = require("transformers", extra="language")
     vocabulary, limit = 4_096, 64
     ends = list(range(vocabulary - vocabulary // 32, vocabulary))  # an untrained model ends with 1/32 at every token
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=None,
-        eos_token_id=ends,
-        pad_token_id=0,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.LlamaForCausalLM(config).eval()
+    model = small_llama(vocabulary, eos_token_id=ends, pad_token_id=0).eval()
     prompts = np.random.default_rng(0).integers(1, vocabulary, size=(8, 64))
     if cell.contender == "ours":
         generator = torch.Generator().manual_seed(cell.round)
