@@ -17,7 +17,7 @@ from workingpapers.desk.claim import Cell, Row, bars, benchmark, claim, faster, 
     "raises the base's log-likelihood over that of sampling.",
     published=PUBLISHED,
     grid={
-        "prompts": scales(smoke=[], laptop=[], paper=[48]),
+        "prompts": scales(smoke=[], laptop=[], paper=[32]),
         "n": scales(smoke=[], laptop=[], paper=[25]),
         "epochs": scales(smoke=[], laptop=[], paper=[4]),
         "seed": seeds(smoke=5, laptop=5, paper=5),
