@@ -113,6 +113,7 @@ def _small_llama(seed: int) -> nn.Module:
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
+        initializer_range=0.125,  # 1/sqrt(width); the default, 0.02, is for a width of 2,500
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
