@@ -18,7 +18,8 @@ def tokenize_prompts(
     Parameters
     ----------
     prompts : each a string, a list of messages (``{"role": ..., "content": ...}``, rendered by the chat template with
-        the opening of an answer), token ids, or a row of a data set whose column prompt is one of these.
+        the opening of an answer), token ids (Python or NumPy integers; of a tensor, its ``tolist()``), or a row of a data
+        set whose column prompt is one of these.
     tokenizer : a transformers tokenizer; may be None when all are token ids.
     max_prompt_length : in tokens; the beginning of a longer prompt is dropped. None: prompts stay whole.
     name : of the argument, for errors.
@@ -27,6 +28,7 @@ def tokenize_prompts(
     ------
     ValueError : there are no prompts, one has no tokens, an id is negative, or text is given without a tokenizer.
     TypeError : prompts is one string, or an id is not an integer.
+    KeyError : a row has no column prompt.
     """
     if isinstance(prompts, str):
         raise TypeError(f"{name} must be a list of prompts, got one string")
