@@ -18,8 +18,8 @@ def tokenize_prompts(
     Parameters
     ----------
     prompts : each a string, a list of messages (``{"role": ..., "content": ...}``, rendered by the chat template with
-        the opening of an answer), token ids (Python or NumPy integers; of a tensor, its ``tolist()``), or a row of a data
-        set whose column prompt is one of these.
+        the opening of an answer), token ids (Python or NumPy integers; of a tensor, its ``tolist()``), or a row of a
+        data set whose column prompt is one of these.
     tokenizer : a transformers tokenizer; may be None when all are token ids.
     max_prompt_length : in tokens; the beginning of a longer prompt is dropped. None: prompts stay whole.
     name : of the argument, for errors.
